@@ -1,0 +1,60 @@
+"""What a running step says of itself: progress, metrics, notes; and the one place where it learns that it must stop."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddcore.errors import Stopped
+
+Event = dict[str, Any]  # {"type": "progress" | "metric" | "note", ...}: plain JSON, so that any sink can carry it
+
+MIN_INTERVAL = 0.1  # seconds between two progress events: at most ten a second
+
+
+@dataclass
+class Reporter:
+    """Throttles what a step says and raises `Stopped` where it may end.
+
+    sink: receives each event (a dict of plain JSON values). should_stop: polled at every `progress` call; cheap.
+    """
+
+    sink: Callable[[Event], None] = lambda event: None
+    should_stop: Callable[[], bool] = lambda: False
+    clock: Callable[[], float] = time.monotonic
+    _last: float = field(default=-1e9, init=False)
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        """Report `done` of `total` units; call it every iteration. Raises `Stopped` if the caller asked for it."""
+        if self.should_stop():
+            raise Stopped
+        now = self.clock()
+        if now - self._last >= MIN_INTERVAL or done >= total:
+            self._last = now
+            self.sink({"type": "progress", "done": int(done), "total": int(total), "unit": unit, "note": note})
+
+    def metric(self, name: str, x: float, value: float) -> None:
+        """Report one point of the curve `name`; the caller thins (a few hundred points a curve are plenty)."""
+        self.sink({"type": "metric", "name": name, "x": float(x), "value": float(value)})
+
+    def note(self, text: str) -> None:
+        """Report something a person should read, such as a recovery or a fallback."""
+        self.sink({"type": "note", "text": text})
+
+
+@dataclass
+class Every:
+    """True at most once every `seconds`: when to write a checkpoint."""
+
+    seconds: float
+    clock: Callable[[], float] = time.monotonic
+    _last: float | None = field(default=None, init=False)
+
+    def due(self) -> bool:
+        now = self.clock()
+        if self._last is None:
+            self._last = now
+        if now - self._last < self.seconds:
+            return False
+        self._last = now
+        return True

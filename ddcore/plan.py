@@ -1,0 +1,304 @@
+"""From a spec to the graph of steps that compute it, written once and torch-free; and the checks that need the data set's facts.
+
+A step is named, in the end, by its key: the sha256 of all that determines its output. Two jobs whose steps have equal keys share
+the work. Whatever does not change the output (names, job, machine) stays out of `params`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddcore.errors import Problem, SpecError
+from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MKDTSpec, MethodSpec, Spec, StudentSpec
+
+# Raise a number when a change makes that kind of step compute something else: old results are then no longer reused.
+STEP_VERSION: dict[str, int] = {
+    "dataset": 1,
+    "teacher": 1,
+    "targets": 1,
+    "experts": 1,
+    "distill": 1,
+    "export": 1,
+    "figures": 1,
+    "tune": 1,
+    "evaluate": 1,
+    "report": 1,
+}
+
+SUBSET_HORIZON = 80  # pre-training steps for a set that was selected, not matched: MKDT's own 40 steps, over two windows
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What is known of a dataset before any worker reads it.
+
+    source: `{"builtin": name}` or `{"archive": sha256}`; it names the dataset for good. class_counts is None without labels.
+    """
+
+    name: str
+    source: dict[str, str]
+    num_images: int
+    image_shape: tuple[int, int, int]  # channels, height, width
+    class_counts: tuple[int, ...] | None
+
+    @property
+    def digest(self) -> str:
+        return digest(self.source)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work. inputs: role -> names of earlier steps, in order. name is unique within its plan only."""
+
+    name: str
+    kind: str
+    params: dict[str, Any]
+    inputs: dict[str, tuple[str, ...]]
+    key: str
+    queue: str = "gpu"  # "gpu": wants the accelerator; "cpu": does not
+
+
+def digest(value: Any) -> str:
+    """The sha256 of `value` as canonical JSON (sorted keys, no spaces, no NaN)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class Plan:
+    """Steps in an order in which they can run; adding a step with a name that is taken returns the one there."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+
+    def add(self, name: str, kind: str, params: dict[str, Any], inputs: Mapping[str, Iterable[str]] = {}, queue: str = "gpu") -> str:
+        if name not in self.steps:
+            roles = {role: tuple(names) for role, names in inputs.items()}
+            keys = {role: [self.steps[n].key for n in names] for role, names in roles.items()}
+            key = digest({"kind": kind, "version": STEP_VERSION[kind], "params": params, "inputs": keys})
+            self.steps[name] = Step(name, kind, params, roles, key, queue)
+        return name
+
+    def __iter__(self) -> Any:
+        return iter(self.steps.values())
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def _dump(spec: Spec, *leave_out: str) -> dict[str, Any]:
+    return spec.model_dump(mode="json", exclude=set(leave_out))
+
+
+def add_dataset(plan: Plan, facts: DatasetFacts) -> str:
+    return plan.add(f"dataset-{facts.digest[:8]}", "dataset", {"source": facts.source}, queue="cpu")
+
+
+def plan_dataset(facts: DatasetFacts) -> Plan:
+    """The one step that turns an upload or a built-in name into a tensor file."""
+    plan = Plan()
+    add_dataset(plan, facts)
+    return plan
+
+
+def expert_epochs(spec: DistillSpec) -> int:
+    """How many epochs an expert must run: only as many as matching reads (one, for the high-loss score, if nothing is matched)."""
+    method = spec.method
+    return method.max_start_epoch + method.expert_epochs if isinstance(method, MKDTSpec) else 1
+
+
+def horizon(spec: DistillSpec) -> int:
+    """SGD steps of pre-training that the matched windows cover: windows laid end to end up to the last matched epoch."""
+    method = spec.method
+    if not isinstance(method, MKDTSpec):
+        return SUBSET_HORIZON
+    return math.ceil(method.inner_steps * (method.max_start_epoch + method.expert_epochs) / method.expert_epochs)
+
+
+def _teacher_and_targets(plan: Plan, spec: DistillSpec, facts: DatasetFacts) -> tuple[str, str]:
+    dataset = add_dataset(plan, facts)
+    plan.add("teacher", "teacher", {"teacher": _dump(spec.teacher), "seed": spec.seed}, {"dataset": [dataset]})
+    plan.add("targets", "targets", {}, {"dataset": [dataset], "teacher": ["teacher"]})
+    return dataset, "targets"
+
+
+def _experts(plan: Plan, spec: DistillSpec, dataset: str, targets: str) -> list[str]:
+    experts: ExpertsSpec = spec.experts
+    names = []
+    for shard, first in enumerate(range(0, experts.num, experts.per_shard)):
+        params = {
+            "experts": _dump(experts, "num", "per_shard"),
+            "student": _dump(spec.student),
+            "epochs": expert_epochs(spec),
+            "first": first,
+            "count": min(experts.per_shard, experts.num - first),
+            "seed": spec.seed,
+        }
+        names.append(plan.add(f"experts-{shard}", "experts", params, {"dataset": [dataset], "targets": [targets]}))
+    return names
+
+
+def _set(plan: Plan, name: str, spec: DistillSpec, method: MethodSpec | dict[str, Any], seed: int) -> str:
+    """Add the step that makes a set of images and targets by `method`, with whatever that method reads before it."""
+    facts_step, targets = next(s.name for s in plan if s.kind == "dataset"), "targets"
+    fields = method if isinstance(method, dict) else _dump(method)
+    inputs: dict[str, list[str]] = {"dataset": [facts_step], "targets": [targets]}
+    params: dict[str, Any] = {"method": fields, "num_images": spec.num_images, "seed": seed}
+    params["rate"] = spec.experts.lr
+    if fields["name"] in ("mkdt", "high_loss"):
+        inputs["experts"] = _experts(plan, spec, facts_step, targets)
+        params["student"] = _dump(spec.student)
+    if fields["name"] == "mkdt":
+        inputs["init"] = [_set(plan, f"init-{fields['init']}", spec, {"name": fields["init"]}, seed)]
+    return plan.add(name, "distill", params, inputs, queue="gpu" if fields["name"] in ("mkdt", "high_loss") else "cpu")
+
+
+def plan_distill(spec: DistillSpec, facts: DatasetFacts) -> Plan:
+    """Steps of a distillation; the last three are `distill`, `export` and `figures`. Raises `SpecError`."""
+    if problems := check_distill(spec, facts):
+        raise SpecError(problems)
+    plan = Plan()
+    dataset, targets = _teacher_and_targets(plan, spec, facts)
+    made = _set(plan, "distill", spec, spec.method, spec.seed)
+    plan.add("export", "export", {}, {"set": [made]}, queue="cpu")
+    shards = [s.name for s in plan if s.kind == "experts"]
+    seen = {"dataset": [dataset], "teacher": ["teacher"], "targets": [targets], "experts": shards, "set": [made]}
+    plan.add("figures", "figures", {"student": _dump(spec.student)}, seen, queue="cpu")
+    return plan
+
+
+def plan_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]) -> Plan:
+    """Steps of an evaluation; the last is `report`. facts: of the distilled dataset; downstream: by the name the spec uses.
+
+    The steps of the distillation are part of the plan: they are found done, or done again if their artifacts are gone.
+    """
+    problems = check_distill(distill, facts) + check_evaluate(spec, distill, facts, downstream)
+    if problems:
+        raise SpecError(problems)
+    plan = Plan()
+    _teacher_and_targets(plan, distill, facts)
+    dataset = next(iter(plan)).name
+    made = _set(plan, "distill", distill, distill.method, distill.seed)
+    steps = spec.pretrain.steps or horizon(distill)
+    tasks = {
+        "downstream_train": [add_dataset(plan, downstream[task.train]) for task in spec.downstream],
+        "downstream_test": [add_dataset(plan, downstream[task.test]) for task in spec.downstream],
+    }
+    names = [f"{t.train} -> {t.test}" for t in spec.downstream]
+    rated = [b for b in spec.baselines if b != "none"]
+    pretrain = {**_dump(spec.pretrain, "lr_grid"), "steps": steps}
+
+    def sets(seed: int) -> list[str]:
+        """One set of images for each arm that has any, `distill` first; k-means and random draws differ from seed to seed."""
+        own = {"random": f"random-{seed}", "k_means": f"k_means-{seed}", "high_loss": "high_loss"}
+        return [made] + [_set(plan, own[b], distill, {"name": b}, seed if b != "high_loss" else distill.seed) for b in rated]
+
+    rates: list[str] = []
+    if spec.pretrain.lr is None and rated:
+        seed = spec.seed + 500_000  # not a seed that any cell uses
+        params = {
+            "arms": ["synthetic", *rated],
+            "grid": list(spec.pretrain.lr_grid),
+            "pretrain": pretrain,
+            "network": _dump((spec.networks or (distill.student,))[0]),
+            "probe": spec.probe,
+            "seed": seed,
+        }
+        rates = [plan.add("tune", "tune", params, {"dataset": [dataset], "sets": sets(seed), "downstream_train": tasks["downstream_train"][:1]})]
+    cells = []
+    for n, network in enumerate(spec.networks or (distill.student,)):
+        for seed in range(spec.seed, spec.seed + spec.seeds):
+            params = {
+                "arms": ["synthetic", *rated],
+                "untrained": "none" in spec.baselines,
+                "rounding": spec.rounding,
+                "network": _dump(network),
+                "seed": seed,
+                "pretrain": pretrain,
+                "tasks": len(names),
+                "label_fractions": list(spec.label_fractions),
+                "label_draws": spec.label_draws,
+                "probe": spec.probe,
+                "knn": spec.knn,
+            }
+            inputs = {"dataset": [dataset], "sets": sets(seed), "rates": rates, **tasks}
+            cells.append(plan.add(f"evaluate-{n}-{seed}", "evaluate", params, inputs))
+    plan.add("report", "report", {"tasks": names}, {"cells": cells, "rates": rates, "teacher": ["teacher"], "set": [made]}, queue="cpu")
+    return plan
+
+
+def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
+    """What in the spec makes no sense for this dataset; empty if nothing."""
+    problems = []
+    channels, height, width = facts.image_shape
+    if spec.num_images > facts.num_images:
+        problems.append(
+            Problem(("num_images",), f"dataset {facts.name} has only {facts.num_images} images", spec.num_images, f"1 to {facts.num_images}")
+        )
+    if not isinstance(spec.teacher, GivenTeacherSpec) and facts.num_images < 16:
+        problems.append(Problem(("dataset",), "a teacher cannot be trained on so few images", facts.num_images, "16 images or more"))
+    problems += _check_depth(("student", "depth"), spec.student.depth, height, width)
+    if spec.teacher.backbone.name == "convnet":
+        problems += _check_depth(("teacher", "backbone", "depth"), spec.teacher.backbone.depth, height, width)
+    if spec.teacher.min_knn_accuracy > 0 and facts.class_counts is None:
+        problems.append(
+            Problem(("teacher", "min_knn_accuracy"), f"dataset {facts.name} has no labels to measure it on", spec.teacher.min_knn_accuracy, "0")
+        )
+    return problems
+
+
+def _check_depth(loc: tuple[str, ...], depth: int, height: int, width: int) -> list[Problem]:
+    most = int(math.log2(min(height, width))) if min(height, width) > 1 else 0
+    if depth <= most:
+        return []
+    return [Problem(loc, f"{depth} halvings of a {height}x{width} image leave less than one pixel", depth, f"1 to {most}")]
+
+
+def check_evaluate(
+    spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]
+) -> list[Problem]:
+    """What in an evaluation makes no sense for its datasets; empty if nothing."""
+    problems: list[Problem] = []
+    _, height, width = facts.image_shape
+    for i, network in enumerate(spec.networks):
+        problems += _check_depth(("networks", str(i), "depth"), network.depth, height, width)
+    for i, task in enumerate(spec.downstream):
+        train, test = downstream[task.train], downstream[task.test]
+        for role, one in (("train", train), ("test", test)):
+            if one.class_counts is None:
+                problems.append(Problem(("downstream", i, role), f"dataset {one.name} has no labels", getattr(task, role), "a labelled dataset"))
+        if train.class_counts is None or test.class_counts is None:
+            continue
+        if len(train.class_counts) != len(test.class_counts):
+            problems.append(
+                Problem(("downstream", i, "test"), "train and test have different classes", len(test.class_counts), f"{len(train.class_counts)} classes")
+            )
+        for j, fraction in enumerate(spec.label_fractions):
+            rarest = min(train.class_counts)
+            if labels_of_class(fraction, rarest) < 1:
+                problems.append(
+                    Problem(
+                        ("label_fractions", j),
+                        f"leaves the rarest class of {train.name} ({rarest} images) without a label",
+                        fraction,
+                        f"{0.5 / rarest:.4g} or more",
+                    )
+                )
+    return problems
+
+
+def labels_of_class(fraction: float, count: int) -> int:
+    """How many of a class's `count` images keep their label in a stratified draw of `fraction`: rounded half up."""
+    return math.floor(fraction * count + 0.5)
+
+
+def num_parameters(student: StudentSpec, image_shape: tuple[int, int, int], target_dim: int) -> int:
+    """Parameters of a ConvNet student: depth x (3x3 convolution + bias + two of the norm), then a linear layer with bias."""
+    channels, height, width = image_shape
+    total = 0
+    for _ in range(student.depth):
+        total += student.width * (channels * 9 + 1 + 2)
+        channels, height, width = student.width, height // 2, width // 2
+    return total + (channels * height * width + 1) * target_dim
