@@ -1,0 +1,39 @@
+# One virtual environment, built once; everything else runs from it.
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check up clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: .venv/.made ## build the virtual environment (once, and when its pins change)
+
+.venv/.made: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "potstill needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Building .venv: about 6.5 GB on disk (PyTorch with CUDA is most of it), a minute or more."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --editable '.[api,worker,local,dev]' --constraint constraints.txt
+	@touch $@
+
+demo: venv ## distil a real data set end to end, and compare the result with honest baselines
+	@$(BIN)/potstill demo
+
+test: venv ## run all tests, on real Redis, PostgreSQL and SQLite
+	$(BIN)/python -m pytest $(TESTS)
+
+check: venv ## formatting, lint, types, and which part may import which
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+up: venv ## run the whole stack on 127.0.0.1:$(PORT) until Ctrl-C
+	@$(BIN)/potstill up --port $(PORT)
+
+clean: ## remove the virtual environment, caches and the demo's folder (not ~/.potstill)
+	rm -rf .venv potstill-demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
