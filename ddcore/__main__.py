@@ -1,0 +1,183 @@
+"""`python -m ddcore run spec.json out/`: the engine on a command line, with bars and without any service."""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ddcore.data.archives import inspect
+from ddcore.data.builtins import BUILTINS, facts
+from ddcore.errors import DdcoreError, Stopped
+from ddcore.events import Event, Reporter
+from ddcore.plan import DatasetFacts, Plan, Step, plan_distill, plan_evaluate
+from ddcore.run import choose_device, run_plan, set_deterministic
+from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec
+from ddcore.task import Resources
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0 when the run is whole, 1 when it failed, 2 when the spec was refused."""
+    parser = argparse.ArgumentParser(prog="python -m ddcore", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a distillation, or an evaluation of one, from a JSON spec")
+    run.add_argument("spec", type=Path, help="a JSON file: a distill spec, or an evaluate spec (it has `synthetic_set`: a folder of results)")
+    run.add_argument("out", type=Path, help="folder for results; finished steps found in it are not run again")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    run.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
+    given = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        return _run(given, console)
+    except (ValidationError, OSError, json.JSONDecodeError) as error:
+        console.print(f"[red]refused:[/] {error}", markup=True, highlight=False)
+        return 2
+    except DdcoreError as error:
+        console.print(f"[red]{error.code}:[/] {error.detail}", highlight=False)
+        if error.hint:
+            console.print(f"  try: {error.hint}", highlight=False)
+        return 2 if error.code == "invalid_spec" else 1
+    except (KeyboardInterrupt, Stopped):
+        console.print("stopped; run the same command again to go on from the last checkpoint")
+        return 1
+
+
+def _run(given: argparse.Namespace, console: Console) -> int:
+    body = json.loads(given.spec.read_text())
+    catalogue = Catalogue()
+    plan = _plan(body, catalogue)
+    set_deterministic(given.threads)
+    given.out.mkdir(parents=True, exist_ok=True)
+    resources = Resources(catalogue.archives, catalogue.checkpoints, given.out / "downloads")
+    seconds: dict[str, float] = {}
+    with Bars(console, plan) as bars:
+        folders = run_plan(plan, given.out, choose_device(given.device), resources, bars.reporter, bars.done)
+        seconds = bars.seconds
+    last = _publish(given.out, plan, folders, body)
+    console.print(f"done in {sum(seconds.values()):.1f} s; results: {last}")
+    return 0
+
+
+def _publish(out: Path, plan: Plan, folders: dict[str, Path], body: dict[str, Any]) -> Path:
+    """Give the result steps plain names in `out`, and keep the spec beside them."""
+    if "report" in folders:
+        named = {"report": folders["report"]}
+    else:
+        named = {name: folders[name] for name in ("distill", "export", "figures")}
+        (out / "spec.json").write_text(json.dumps(body, indent=1))
+    for name, folder in named.items():
+        link = out / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.relative_to(out), target_is_directory=True)
+    return out / next(iter(named))
+
+
+class Catalogue:
+    """Datasets by name: a built-in, or the path of a zip or folder of images."""
+
+    def __init__(self) -> None:
+        self.archives: dict[str, Path] = {}
+        self.checkpoints: dict[str, Path] = {}
+
+    def facts(self, ref: str) -> DatasetFacts:
+        if ref in BUILTINS:
+            return facts(ref)
+        path = Path(ref)
+        if not path.exists():
+            raise DdcoreError("bad_dataset", f"{ref!r} is neither a built-in nor a path", f"built-ins: {', '.join(sorted(BUILTINS))}")
+        found = inspect(path)
+        sha = _digest(path)
+        self.archives[sha] = path
+        return DatasetFacts(path.name, {"archive": sha}, found.num_images, found.image_shape, found.class_counts)
+
+    def checkpoint(self, spec: DistillSpec) -> DistillSpec:
+        """The spec with a given teacher's checkpoint named by its sha256, as the service does."""
+        teacher = spec.teacher
+        if not isinstance(teacher, GivenTeacherSpec) or teacher.checkpoint is None:
+            return spec
+        path = Path(teacher.checkpoint)
+        sha = _digest(path)
+        self.checkpoints[sha] = path
+        return spec.model_copy(update={"teacher": teacher.model_copy(update={"checkpoint": sha})})
+
+
+def _digest(path: Path) -> str:
+    """The sha256 of a file, or of a folder's file names and contents in sorted order."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for inner in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(f"{inner.relative_to(path).as_posix()}\0{_digest(inner)}\n".encode())
+    return total.hexdigest()
+
+
+def _plan(body: Any, catalogue: Catalogue) -> Plan:
+    if not isinstance(body, dict):
+        raise DdcoreError("invalid_spec", f"a spec is a JSON object, not {type(body).__name__}")
+    if "synthetic_set" not in body:
+        distill = catalogue.checkpoint(DistillSpec(**body))
+        return plan_distill(distill, catalogue.facts(distill.dataset))
+    spec = EvaluateSpec(**body)
+    distill = catalogue.checkpoint(DistillSpec(**json.loads((Path(spec.synthetic_set) / "spec.json").read_text())))
+    names = {name for task in spec.downstream for name in (task.train, task.test)}
+    return plan_evaluate(spec, distill, catalogue.facts(distill.dataset), {name: catalogue.facts(name) for name in names})
+
+
+class Bars:
+    """One bar a step, with rate and time left; on a plain pipe, one line a finished step."""
+
+    def __init__(self, console: Console, plan: Plan) -> None:
+        self.console, self.seconds = console, dict[str, float]()
+        self._total, self._started = len(plan), time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]} {task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._bar: Any = None
+
+    def __enter__(self) -> "Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def reporter(self, step: Step) -> Reporter:
+        self._started = time.monotonic()
+        self._bar = self._progress.add_task(step.name, total=None, unit="", speed="")
+        return Reporter(sink=self._event)
+
+    def _event(self, event: Event) -> None:
+        if event["type"] == "progress":
+            rate = event["done"] / max(time.monotonic() - self._started, 1e-9)
+            self._progress.update(self._bar, completed=event["done"], total=event["total"], unit=event["unit"], speed=f"{rate:,.1f}/s")
+        elif event["type"] == "note":
+            self.console.print(f"  note: {event['text']}", highlight=False)
+
+    def done(self, step: Step, summary: dict[str, Any], cached: bool) -> None:
+        spent = 0.0 if cached else time.monotonic() - self._started
+        self.seconds[step.name] = spent
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._bar = None
+        facts = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in summary.items() if isinstance(v, int | float | str))
+        self.console.print(f"{step.name:<22} {'cached' if cached else f'{spent:7.1f} s'}  {facts}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Experts: students trained on the real images to regress the teacher's targets, and the trajectories they leave."""

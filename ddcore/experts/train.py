@@ -1,0 +1,138 @@
+"""Train one shard of knowledge-distillation experts and keep their parameters at every epoch (MKDT, 2410.02116, section 4.2)."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ddcore.checkpoint import read_checkpoint, write_checkpoint
+from ddcore.data.images import load_dataset, mean_std, normalise
+from ddcore.errors import DdcoreError
+from ddcore.events import Every
+from ddcore.matching.adjoint import inner_loss
+from ddcore.networks.flat import FlatNetwork, build_student
+from ddcore.specs import ExpertsSpec, StudentSpec
+from ddcore.task import Task, generator
+
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass
+class Shard:
+    """What a shard has finished so far: snapshots [epochs + 1, P] and epoch losses of each whole expert."""
+
+    snapshots: list[torch.Tensor] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
+
+
+@dataclass
+class Expert:
+    """One expert in flight. Snapshots are clones: a view would follow the parameters as they move."""
+
+    theta: torch.Tensor
+    velocity: torch.Tensor
+    average: torch.Tensor
+    snapshots: list[torch.Tensor]
+    losses: list[float]
+    random: torch.Generator
+
+
+def train_experts(task: Task) -> dict[str, Any]:
+    """Step `experts`: writes `experts.safetensors` (trajectories float32 [count, epochs + 1, P]) and `history.json`."""
+    spec, student = ExpertsSpec(**task.params["experts"]), StudentSpec(**task.params["student"])
+    data = load_dataset(task.input("dataset") / "dataset.safetensors")
+    images = data.images.to(task.device)
+    targets = load_file(task.input("targets") / "targets.safetensors")["targets"].to(task.device)
+    mean, std = mean_std(data.images)
+    network = build_student(student, tuple(images.shape[1:]), targets.shape[1]).to(task.device)
+    pixels = normalise(images, mean, std)
+    first, count, epochs = task.params["first"], task.params["count"], task.params["epochs"]
+
+    shard, current = _resume(task.work, network)
+    saved = Every(CHECKPOINT_SECONDS)
+    for index in range(first + len(shard.snapshots), first + count):
+        expert = current or _begin(network, task.params["seed"], index, task.device)
+        current = None
+        while len(expert.losses) < epochs:
+            _train_epoch(task, network, expert, spec, pixels, targets, done=(index - first) * epochs + len(expert.losses), total=count * epochs)
+            if saved.due():
+                _save(task.work, shard, expert)
+        shard.snapshots.append(torch.stack(expert.snapshots))
+        shard.losses.append(expert.losses)
+    return _finish(task, shard, student, mean, std, first)
+
+
+def _begin(network: FlatNetwork, seed: int, index: int, device: torch.device) -> Expert:
+    """Expert `index` of the whole run: its stream of randomness does not depend on how experts are split into shards."""
+    random = generator(seed, "expert", index)
+    theta = network.init(random).to(device)
+    return Expert(theta, torch.zeros_like(theta), theta.clone(), [theta.cpu().clone()], [], random)
+
+
+def _train_epoch(
+    task: Task, network: FlatNetwork, expert: Expert, spec: ExpertsSpec, pixels: torch.Tensor, targets: torch.Tensor, done: int, total: int
+) -> None:
+    count = len(pixels)
+    order = torch.randperm(count, generator=expert.random).to(pixels.device)
+    loss_sum = torch.zeros((), device=pixels.device)
+    theta, velocity = expert.theta, expert.velocity
+    batches = order.split(min(spec.batch_size, count))
+    for n, batch in enumerate(batches):
+        task.reporter.progress(done * len(batches) + n, total * len(batches), "expert step")
+        theta = theta.detach().requires_grad_(True)
+        loss = inner_loss(network, theta, pixels[batch], targets[batch])
+        (gradient,) = torch.autograd.grad(loss, theta)
+        with torch.no_grad():
+            gradient = gradient.add(theta, alpha=spec.weight_decay)
+            velocity = velocity.mul(spec.momentum).add(gradient)
+            theta = theta - spec.lr * velocity
+            if spec.ema is not None:
+                expert.average = expert.average.lerp(theta, 1.0 - spec.ema)
+        loss_sum += loss.detach() * len(batch)
+    expert.theta, expert.velocity = theta.detach(), velocity
+    mean_loss = float(loss_sum) / count
+    if not math.isfinite(mean_loss):
+        raise DdcoreError(
+            "diverged",
+            f"an expert's loss became {mean_loss} in epoch {len(expert.losses) + 1}",
+            f"lower experts.lr (it was {spec.lr}) or experts.momentum (it was {spec.momentum})",
+        )
+    expert.losses.append(mean_loss)
+    expert.snapshots.append((expert.average if spec.ema is not None else expert.theta).cpu().clone())
+
+
+def _finish(task: Task, shard: Shard, student: StudentSpec, mean: torch.Tensor, std: torch.Tensor, first: int) -> dict[str, Any]:
+    trajectories = torch.stack(shard.snapshots)
+    metadata = {"student": student.model_dump_json(), "mean": json.dumps(mean.tolist()), "std": json.dumps(std.tolist())}
+    save_file({"trajectories": trajectories}, task.out / "experts.safetensors", metadata=metadata)
+    (task.out / "history.json").write_text(json.dumps({"first": first, "loss": shard.losses}))
+    for epoch in range(len(shard.losses[0])):
+        task.reporter.metric("expert_loss", epoch + 1, sum(losses[epoch] for losses in shard.losses) / len(shard.losses))
+    moved = (trajectories[:, -1] - trajectories[:, 0]).norm(dim=1).mean()
+    final = sum(losses[-1] for losses in shard.losses) / len(shard.losses)
+    return {"experts": len(shard.losses), "parameters": trajectories.shape[2], "final_loss": final, "mean_displacement": float(moved)}
+
+
+def _save(work: Path, shard: Shard, expert: Expert) -> None:
+    tensors = {f"whole.{i}": s for i, s in enumerate(shard.snapshots)}
+    tensors |= {f"snapshot.{i}": s for i, s in enumerate(expert.snapshots)}
+    tensors |= {"theta": expert.theta, "velocity": expert.velocity, "average": expert.average, "random": expert.random.get_state()}
+    write_checkpoint(work, tensors, {"losses": shard.losses, "current": expert.losses})
+
+
+def _resume(work: Path, network: FlatNetwork) -> tuple[Shard, Expert | None]:
+    found = read_checkpoint(work)
+    if found is None:
+        return Shard(), None
+    tensors, facts = found
+    device = next(network.module.parameters()).device
+    shard = Shard([tensors[f"whole.{i}"] for i in range(len(facts["losses"]))], facts["losses"])
+    snapshots = [tensors[f"snapshot.{i}"] for i in range(len(facts["current"]) + 1)]
+    random = torch.Generator()
+    random.set_state(tensors["random"])
+    theta, velocity, average = (tensors[name].to(device) for name in ("theta", "velocity", "average"))
+    return shard, Expert(theta, velocity, average, snapshots, facts["current"], random)

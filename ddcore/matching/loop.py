@@ -1,0 +1,171 @@
+"""The outer loop: optimise synthetic images, targets and the inner rate so that training on them follows the experts."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddcore.checkpoint import read_checkpoint, write_checkpoint
+from ddcore.errors import DdcoreError
+from ddcore.events import Every, Reporter
+from ddcore.experts.store import Trajectories
+from ddcore.matching.adjoint import Gradients, Model, pull_back, run_inner
+from ddcore.matching.losses import normalised_distance
+from ddcore.methods.inputs import batches_of
+from ddcore.specs import MKDTSpec
+
+CHECKPOINT_SECONDS = 60.0
+CURVE_POINTS = 300
+RATE_BOUND = 30.0  # the learned rate stays within this factor of where it began
+LOOK_EVERY = 25  # iterations between two looks at the device: for the guards and the curve
+MAX_SKIPPED = 0.05  # share of windows that may be skipped as not finite before the run is called diverged
+
+
+@dataclass
+class State:
+    """All that changes from one iteration to the next."""
+
+    images: torch.Tensor  # [m, c, h, w], normalised
+    targets: torch.Tensor  # [m, d]
+    rate: torch.Tensor  # []
+    optimiser: torch.optim.Optimizer
+    random: torch.Generator
+    skipped: torch.Tensor  # [] windows whose loss or gradient was not finite
+    iteration: int = 0
+    history: tuple[list[list[float]], ...] = ()
+
+    @staticmethod
+    def begin(spec: MKDTSpec, images: torch.Tensor, targets: torch.Tensor, rate: torch.Tensor, random: torch.Generator) -> "State":
+        groups = [
+            {"params": [images], "lr": spec.lr_images},
+            {"params": [targets], "lr": spec.lr_targets},
+            {"params": [rate], "lr": spec.lr_rate},
+        ]
+        optimiser: torch.optim.Optimizer
+        if spec.optimizer == "adam":
+            optimiser = torch.optim.Adam(groups, betas=(spec.outer_momentum, 0.999))
+        else:
+            optimiser = torch.optim.SGD(groups, momentum=spec.outer_momentum)
+        return State(images, targets, rate, optimiser, random, torch.zeros((), device=images.device), 0, ([], []))
+
+
+def match(
+    model: Model, experts: Trajectories, spec: MKDTSpec, state: State, work: Path, reporter: Reporter
+) -> dict[str, list[list[float]]]:
+    """Run `spec.iterations` outer steps on `state` in place; returns the curves `matching_loss` and `learned_lr`.
+
+    One iteration (MKDT, 2410.02116, algorithm 1): draw an expert and a start epoch, train from its snapshot there for
+    `inner_steps` on the synthetic set, compare the end with the snapshot `expert_epochs` later, and step along the exact gradient.
+    Raises `DdcoreError` diverged, and `Stopped` after writing a checkpoint.
+    """
+    _resume(work, state)
+    first_rate = spec.initial_rate or float(state.rate)
+    saved = Every(CHECKPOINT_SECONDS)
+    stride = max(1, spec.iterations // CURVE_POINTS)
+    recent: list[torch.Tensor] = []
+    try:
+        while state.iteration < spec.iterations:
+            reporter.progress(state.iteration, spec.iterations, "iteration", "matching trajectories")
+            recent.append(_iterate(model, experts, spec, state, first_rate))
+            state.iteration += 1
+            if state.iteration % stride == 0 or state.iteration == spec.iterations:
+                _record(state, reporter, torch.stack(recent))
+                recent.clear()
+            if state.iteration % LOOK_EVERY == 0 or state.iteration == spec.iterations:
+                _check(state, spec, first_rate)
+            if saved.due() and not recent:
+                _save(work, state)
+    except BaseException:
+        if not recent and torch.isfinite(state.images).all():
+            _save(work, state)
+        raise
+    reporter.progress(spec.iterations, spec.iterations, "iteration", "matching trajectories")
+    return {"matching_loss": state.history[0], "learned_lr": state.history[1]}
+
+
+def _iterate(model: Model, experts: Trajectories, spec: MKDTSpec, state: State, first_rate: float) -> torch.Tensor:
+    """One outer step; returns the outer loss, still on the device. Nothing here waits for the device."""
+    device = state.images.device
+    expert = int(torch.randint(experts.num_experts, (), generator=state.random))
+    start_epoch = int(torch.randint(spec.max_start_epoch + 1, (), generator=state.random))
+    start = experts.row(expert, start_epoch).to(device)
+    goal = experts.row(expert, start_epoch + spec.expert_epochs).to(device)
+    batches = [b.to(device) for b in batches_of(len(state.images), spec.batch_size, spec.inner_steps, state.random)]
+
+    run = run_inner(model, start, state.images, state.targets, state.rate, batches, spec.inner_momentum)
+    loss, end = normalised_distance(run.thetas[-1], start, goal)
+    gradients = pull_back(model, run, state.images, state.targets, state.rate, end, spec.inner_momentum)
+    _step(state, gradients, loss)
+    state.rate.clamp_(first_rate / RATE_BOUND, first_rate * RATE_BOUND)
+    return loss
+
+
+def _step(state: State, gradients: Gradients, loss: torch.Tensor) -> None:
+    """Apply the gradients; a window that blew up (NaN or infinity anywhere) contributes nothing but a count."""
+    found = (gradients.images, gradients.targets, gradients.rate)
+    finite = torch.isfinite(loss)
+    for gradient in found:
+        finite = finite & torch.isfinite(gradient).all()
+    for tensor, gradient in zip((state.images, state.targets, state.rate), found, strict=True):
+        tensor.grad = torch.where(finite, gradient, torch.zeros_like(gradient))
+    state.optimiser.step()
+    state.skipped += (~finite).to(state.skipped.dtype)
+
+
+def _record(state: State, reporter: Reporter, losses: torch.Tensor) -> None:
+    finite = losses[torch.isfinite(losses)]
+    values = (float(finite.mean()) if len(finite) else math.inf, float(state.rate))
+    for curve, name, value in zip(state.history, ("matching_loss", "learned_lr"), values, strict=True):
+        if math.isfinite(value):
+            curve.append([state.iteration, value])
+            reporter.metric(name, state.iteration, value)
+
+
+def _check(state: State, spec: MKDTSpec, first_rate: float) -> None:
+    """The guards. Raises `DdcoreError` diverged with the numbers and what to change."""
+    skipped, rate = float(state.skipped), float(state.rate)
+    if not torch.isfinite(state.images).all():
+        raise DdcoreError("diverged", f"the synthetic images became infinite by iteration {state.iteration}", _advice(spec))
+    if skipped > max(10.0, MAX_SKIPPED * state.iteration):
+        raise DdcoreError(
+            "diverged", f"{skipped:.0f} of {state.iteration} windows gave a loss or gradient that is not finite", _advice(spec)
+        )
+    at_bound = rate <= first_rate / RATE_BOUND * 1.001 or rate >= first_rate * RATE_BOUND * 0.999
+    if at_bound:
+        raise DdcoreError(
+            "diverged",
+            f"the learned rate ran from {first_rate:g} to its bound {rate:g} by iteration {state.iteration}",
+            f"lower method.lr_rate (it was {spec.lr_rate:g}) or set method.initial_rate nearer to where it belongs",
+        )
+
+
+def _advice(spec: MKDTSpec) -> str:
+    return f"lower method.lr_images (it was {spec.lr_images:g}) or method.initial_rate; shorten method.inner_steps ({spec.inner_steps})"
+
+
+def _save(work: Path, state: State) -> None:
+    tensors = {"images": state.images, "targets": state.targets, "rate": state.rate, "skipped": state.skipped}
+    tensors["random"] = state.random.get_state()
+    for index, slots in state.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in slots.items() if value is not None}
+    write_checkpoint(work, tensors, {"iteration": state.iteration, "history": state.history})
+
+
+def _resume(work: Path, state: State) -> None:
+    found = read_checkpoint(work)
+    if found is None:
+        return
+    tensors, facts = found
+    for name in ("images", "targets", "rate", "skipped"):
+        getattr(state, name).copy_(tensors.pop(name))
+    state.random.set_state(tensors.pop("random"))
+    slots: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        _, index, name = key.split(".")
+        slots.setdefault(int(index), {})[name] = value
+    state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": slots})
+    state.iteration, state.history = facts["iteration"], tuple(facts["history"])
+
+

@@ -1,0 +1,46 @@
+"""MKDT: match the trajectories of knowledge-distillation experts (Joshi, Ni, Mirzasoleiman, ICLR 2025, 2410.02116).
+
+Departures from the authors' code, each of them a repair: snapshots are clones, every image keeps its own target, the gradient is
+the exact adjoint in constant graph memory, targets are standardised per dimension, and the last iterate is kept in pixel units.
+"""
+
+import json
+
+import torch
+
+from ddcore.experts.store import Trajectories
+from ddcore.matching.loop import State, match
+from ddcore.methods.inputs import Material
+from ddcore.networks.flat import build_student
+from ddcore.specs import MKDTSpec, StudentSpec
+from ddcore.synthetic import SyntheticSet, load_synthetic
+from ddcore.task import Task, generator
+
+
+def distill(task: Task, material: Material) -> SyntheticSet:
+    """Start from the set of the step `init` and move its images, targets and rate; writes `history.json`."""
+    spec = MKDTSpec(**task.params["method"])
+    begun = load_synthetic(task.input("init") / "synthetic.safetensors")
+    network = build_student(StudentSpec(**task.params["student"]), tuple(begun.images.shape[1:]), begun.targets.shape[1]).to(task.device)
+    rate = torch.tensor(spec.initial_rate or task.params["rate"])
+    state = State.begin(
+        spec,
+        begun.normalised().to(task.device).contiguous(),
+        begun.targets.to(task.device).clone(),
+        rate.to(task.device),
+        generator(task.params["seed"], "matching"),
+    )
+    curves = match(network, Trajectories(task.inputs["experts"]), spec, state, task.work, task.reporter)
+    (task.out / "history.json").write_text(json.dumps(curves))
+    if skipped := int(state.skipped):
+        task.reporter.note(f"{skipped} of {spec.iterations} windows were skipped: their loss or gradient was not finite")
+    images = state.images.cpu() * material.std.view(-1, 1, 1) + material.mean.view(-1, 1, 1)
+    return material.as_set(
+        task,
+        images,
+        state.targets.cpu(),
+        state.rate.cpu(),
+        begun.indices,
+        student=task.params["student"],
+        skipped_windows=skipped,
+    )
