@@ -6,7 +6,8 @@ unknown fields. Sizes that only make sense beside a data set are checked in `ddc
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ddcore.presets import PRESETS
 
@@ -189,7 +190,9 @@ class DistillSpec(Spec):
             return body
         name = body["preset"]
         if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(f"no preset is called {name!r}; there are: {', '.join(sorted(PRESETS))}")
+            known = ", ".join(sorted(PRESETS))
+            error = PydanticCustomError("unknown_preset", "no preset is called that; there are: {expected}", {"expected": known})
+            raise ValidationError.from_exception_data(cls.__name__, [InitErrorDetails(type=error, loc=("preset",), input=name)])
         return merge(PRESETS[name], body)
 
 
@@ -223,7 +226,9 @@ Baseline = Literal["random", "k_means", "high_loss", "none"]
 class EvaluateSpec(Spec):
     """Pre-train encoders on a synthetic set and on baselines of the same size and targets; compare them on labelled tasks."""
 
-    synthetic_set: str = Field(min_length=1, max_length=500, description="id of a synthetic set, or the folder of a finished run (command line)")
+    synthetic_set: str = Field(
+        min_length=1, max_length=500, description="id of a synthetic set, or the folder of a finished run (command line)"
+    )
     downstream: tuple[Downstream, ...] = Field(min_length=1, max_length=20)
     baselines: tuple[Baseline, ...] = ("random", "k_means", "high_loss", "none")
     networks: tuple[StudentSpec, ...] = Field((), max_length=10, description="the student of the synthetic set when empty")
