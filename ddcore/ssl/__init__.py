@@ -1,0 +1,1 @@
+"""Self-supervised teachers: training, measuring, loading, and the targets they give."""
