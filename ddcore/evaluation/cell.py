@@ -1,0 +1,116 @@
+"""One cell of an evaluation: one network and one seed; every arm pre-trained and measured on every task."""
+
+import json
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from ddcore.checkpoint import read_checkpoint, write_checkpoint
+from ddcore.evaluation.arms import Arm, arms_of, network_for, network_name, shape_of
+from ddcore.evaluation.downstream import Labelled, features, load_labelled
+from ddcore.evaluation.draws import stratified
+from ddcore.evaluation.knn import knn_accuracy
+from ddcore.evaluation.pretrain import Pretrained, initial, pretrain
+from ddcore.evaluation.probes import probe_accuracy
+from ddcore.evaluation.progress import Ticker
+from ddcore.events import Every
+from ddcore.networks.flat import FlatNetwork
+from ddcore.task import Task, generator
+
+CHECKPOINT_SECONDS = 30.0
+
+Record = dict[str, Any]
+Draw = tuple[float, int, Tensor]  # fraction, number of the draw, rows that keep their label
+
+
+def evaluate_cell(task: Task) -> dict[str, Any]:
+    """Step `evaluate`: writes scores.json, one record for each arm, task, fraction, label draw and probe (accuracy in percent).
+
+    Within a cell all arms share the initialisation, the order of batches and the drawn labels, so that their differences pair.
+    Raises `DdcoreError` diverged, naming arm and rate, if pre-training of any arm does.
+    """
+    params, arms = task.params, arms_of(task)
+    data = next(arm.data for arm in arms if arm.data is not None)
+    network = network_for(params["network"], data).to(task.device)
+    folders = list(zip(task.inputs["downstream_train"], task.inputs["downstream_test"], strict=True))
+    pretraining = sum(arm.data is not None for arm in arms) * params["pretrain"]["steps"]
+    ticker = Ticker(task.reporter, pretraining + len(folders) * len(arms) * (1 + _draws_in_all(params)), "step")
+    trained = _train_all(task, network, arms, ticker)
+    records: list[Record] = []
+    for number, pair in enumerate(folders):
+        train, test = (load_labelled(folder, shape_of(data), data.info, task.device) for folder in pair)
+        draws = _draws(params, train, number)
+        for arm in arms:
+            theta = trained[arm.name].theta
+            seen = features(network, theta, train.images), features(network, theta, test.images)
+            common = {"arm": arm.name, "task": number, "rate": arm.rate}
+            records += [common | record for record in _score(task, seen, (train, test), draws, number, arm.name, ticker)]
+    ticker.finish()
+    return _write(task, records, trained)
+
+
+def _write(task: Task, records: list[Record], trained: dict[str, Pretrained]) -> dict[str, Any]:
+    name, seed = network_name(task.params["network"]), task.params["seed"]
+    losses = {arm: {"first": one.first_loss, "last": one.last_loss} for arm, one in trained.items() if one.first_loss is not None}
+    rows = [{"network": name, "seed": seed} | record for record in records]
+    (task.out / "scores.json").write_text(json.dumps({"records": rows, "pretraining_loss": losses}, indent=1))
+    accuracy = {arm: round(fmean(r["accuracy"] for r in records if r["arm"] == arm and r["probe"] != "knn"), 2) for arm in trained}
+    return {"network": name, "seed": seed, "records": len(records), "mean_probe_accuracy": accuracy, "pretraining_loss": losses}
+
+
+def _train_all(task: Task, network: FlatNetwork, arms: list[Arm], ticker: Ticker) -> dict[str, Pretrained]:
+    """Each arm's encoder, in order; encoders of an earlier attempt at this step are taken from its checkpoint."""
+    seed, settings = task.params["seed"], task.params["pretrain"]
+    tensors, facts = read_checkpoint(task.work) or ({}, {})
+    trained = {name: Pretrained(tensors[name].to(task.device), *losses) for name, losses in facts.items()}
+    saved = Every(CHECKPOINT_SECONDS)
+    for arm in arms:
+        if arm.name in trained:
+            ticker.skip(settings["steps"] if arm.data is not None else 0)
+        elif arm.data is None or arm.rate is None:
+            trained[arm.name] = Pretrained(initial(network, seed, task.device))
+        else:
+            one = trained[arm.name] = pretrain(network, arm.data, arm.rate, settings, seed, arm.name, ticker.tick, task.device)
+            if one.first_loss is not None and one.last_loss is not None and one.last_loss > one.first_loss:
+                task.reporter.note(f"the loss of {arm.name} rose from {one.first_loss:.4g} to {one.last_loss:.4g} at rate {arm.rate:.4g}")
+        if saved.due():
+            losses = {name: (one.first_loss, one.last_loss) for name, one in trained.items()}
+            write_checkpoint(task.work, {name: one.theta for name, one in trained.items()}, losses)
+    return {arm.name: trained[arm.name] for arm in arms}
+
+
+def _draws_in_all(params: dict[str, Any]) -> int:
+    return sum(_draws_of(params, fraction) for fraction in params["label_fractions"])
+
+
+def _draws_of(params: dict[str, Any], fraction: float) -> int:
+    draws: int = params["label_draws"] if fraction < 1 else 1
+    return draws
+
+
+def _draws(params: dict[str, Any], train: Labelled, number: int) -> list[Draw]:
+    """The labels of task `number` that each draw keeps, the same for every arm of this seed."""
+    draws = []
+    for fraction in params["label_fractions"]:
+        for draw in range(_draws_of(params, fraction)):
+            rows = stratified(train.labels, fraction, generator(params["seed"], "labels", number, f"{fraction:g}", draw))
+            draws.append((fraction, draw, rows.to(train.labels.device)))
+    return draws
+
+
+def _score(
+    task: Task, seen: tuple[Tensor, Tensor], data: tuple[Labelled, Labelled], draws: list[Draw], number: int, arm: str, ticker: Ticker
+) -> list[Record]:
+    """The linear probe at every draw, then k-NN with all training labels."""
+    (train_x, test_x), (train, test) = seen, data
+    kind, seed = task.params["probe"], task.params["seed"]
+    records: list[Record] = []
+    for fraction, draw, rows in draws:
+        ticker.tick(f"linear probe on {arm}, {fraction:.0%} of the labels")
+        folds = generator(seed, "folds", number, f"{fraction:g}", draw)
+        accuracy = probe_accuracy(kind, train_x[rows], train.labels[rows], test_x, test.labels, train.classes, folds)
+        records.append({"fraction": fraction, "draw": draw, "probe": kind, "accuracy": accuracy})
+    ticker.tick(f"nearest neighbours on {arm}")
+    accuracy = knn_accuracy(train_x, train.labels, test_x, test.labels, task.params["knn"])
+    return [*records, {"fraction": 1.0, "draw": 0, "probe": "knn", "accuracy": accuracy}]

@@ -1,0 +1,70 @@
+"""Pre-training of an encoder on a set: plain SGD on the squared error to the targets, the same stream of batches for every arm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddcore.errors import DdcoreError
+from ddcore.matching.adjoint import batches_of, inner_loss
+from ddcore.networks.flat import FlatNetwork
+from ddcore.synthetic import SyntheticSet
+from ddcore.task import generator
+
+CHECK_EVERY = 25  # steps between two looks at the loss: each look waits for the device
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Parameters theta [P] after pre-training; the loss of the first and of the last batch (None of an untrained network)."""
+
+    theta: Tensor
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+
+def initial(network: FlatNetwork, seed: int, device: torch.device) -> Tensor:
+    """The initialisation that every arm of a seed starts from: theta [P] on `device`."""
+    return network.init(generator(seed, "initialisation")).to(device)
+
+
+def pretrain(
+    network: FlatNetwork,
+    data: SyntheticSet,
+    rate: float,
+    settings: dict[str, Any],
+    seed: int,
+    arm: str,
+    tick: Callable[[str], None],
+    device: torch.device,
+) -> Pretrained:
+    """Train `network` from the seed's initialisation on `data` by SGD; mean squared error over batch and target dimensions.
+
+    settings: `steps`, `batch_size`, `momentum`, `weight_decay` of `specs.PretrainSpec`. tick: called before every step with words
+    for people. Arms of one seed share the initialisation and, if their sets have equal sizes, the order of the batches. Raises
+    `DdcoreError` diverged, naming arm and rate.
+    """
+    theta, images, targets = initial(network, seed, device), data.normalised().to(device), data.targets.to(device)
+    batches = batches_of(len(images), settings["batch_size"], settings["steps"], generator(seed, "batches"))
+    velocity, first, last = torch.zeros_like(theta), None, float("nan")
+    for step, batch in enumerate(batches, start=1):
+        tick(f"pre-training on {arm}")
+        rows = batch.to(device)
+        theta = theta.detach().requires_grad_(True)
+        loss = inner_loss(network, theta, images[rows], targets[rows])
+        (gradient,) = torch.autograd.grad(loss, theta)
+        theta = theta.detach()
+        velocity = settings["momentum"] * velocity + gradient + settings["weight_decay"] * theta
+        theta = theta - rate * velocity
+        if step == 1 or step == len(batches) or step % CHECK_EVERY == 0:
+            last = float(loss.detach())
+            first = last if first is None else first
+            if not torch.isfinite(theta).all():
+                raise DdcoreError(
+                    "diverged",
+                    f"pre-training on arm {arm!r} gave numbers that are not finite by step {step} at rate {rate:.4g} (seed {seed})",
+                    "give a smaller pretrain.lr, or smaller multiples in pretrain.lr_grid",
+                )
+    return Pretrained(theta, first, last)

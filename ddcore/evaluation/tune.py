@@ -1,0 +1,80 @@
+"""The baselines' learning rates, chosen on a validation split of training images: the test split is never read here."""
+
+import json
+from statistics import fmean
+from typing import Any
+
+from ddcore.errors import DdcoreError
+from ddcore.evaluation.arms import load_sets, network_for, shape_of
+from ddcore.evaluation.downstream import Labelled, features, load_labelled
+from ddcore.evaluation.draws import split, stratified
+from ddcore.evaluation.pretrain import pretrain
+from ddcore.evaluation.probes import probe_accuracy
+from ddcore.evaluation.progress import Ticker
+from ddcore.networks.flat import FlatNetwork
+from ddcore.synthetic import SyntheticSet
+from ddcore.task import Task, generator
+
+VALIDATION = 0.2  # of each class of the first downstream training set
+LABELS = 0.1  # of the rest, which the probe is fitted on
+SEEDS = 2  # initialisations whose scores are averaged
+DRAWS = 3  # label draws for each
+
+
+def tune_rates(task: Task) -> dict[str, Any]:
+    """Write rates.json: for each baseline, the multiple of the learned rate that does best on the validation split.
+
+    Every baseline tries every rate of the grid; a rate that diverges scores null. Raises `DdcoreError` diverged if all do.
+    """
+    params, sets = task.params, load_sets(task)
+    synthetic = sets["synthetic"]
+    network = network_for(params["network"], synthetic).to(task.device)
+    labelled = load_labelled(task.input("downstream_train"), shape_of(synthetic), synthetic.info, task.device)
+    fit, held = (labelled.rows(rows) for rows in split(labelled.labels, VALIDATION, generator(params["seed"], "validation")))
+    grid = [multiple * float(synthetic.learned_lr) for multiple in params["grid"]]
+    arms = [name for name in params["arms"] if name != "synthetic"]
+    ticker = Ticker(task.reporter, len(arms) * len(grid) * SEEDS * params["pretrain"]["steps"], "step")
+    scores: dict[str, list[tuple[float, float | None]]] = {}
+    for arm in arms:
+        scores[arm] = [(rate, _score(task, network, sets[arm], rate, arm, (fit, held), ticker)) for rate in grid]
+    ticker.finish()
+    rates = {arm: _best(arm, tried) for arm, tried in scores.items()}
+    (task.out / "rates.json").write_text(json.dumps({"rates": rates, "scores": scores}, indent=1))
+    edge = sorted(arm for arm, rate in rates.items() if len(grid) > 1 and rate in (min(grid), max(grid)))
+    if edge:
+        task.reporter.note(f"the best rate lies at an end of pretrain.lr_grid for {', '.join(edge)}: a wider grid might serve them better")
+    return {"rates": rates, "learned_rate": float(synthetic.learned_lr), "validation_images": len(held.labels), "at_end_of_grid": edge}
+
+
+def _score(
+    task: Task, network: FlatNetwork, data: SyntheticSet, rate: float, arm: str, parts: tuple[Labelled, Labelled], ticker: Ticker
+) -> float | None:
+    """Mean validation accuracy in percent over initialisations and label draws; None if pre-training diverges."""
+    (fit, held), settings, kind, accuracies = parts, task.params["pretrain"], task.params["probe"], []
+    end = ticker.done + SEEDS * settings["steps"]
+    for seed in range(task.params["seed"], task.params["seed"] + SEEDS):
+        try:
+            trained = pretrain(network, data, rate, settings, seed, f"{arm} at rate {rate:.3g}", ticker.tick, task.device)
+        except DdcoreError as error:
+            if error.code != "diverged":
+                raise
+            ticker.skip(end - ticker.done)
+            return None
+        fit_x, held_x = features(network, trained.theta, fit.images), features(network, trained.theta, held.images)
+        for draw in range(DRAWS):
+            rows = stratified(fit.labels, LABELS, generator(seed, "labels", draw), least=1).to(task.device)
+            folds = generator(seed, "folds", draw)
+            accuracies.append(probe_accuracy(kind, fit_x[rows], fit.labels[rows], held_x, held.labels, fit.classes, folds))
+    return fmean(accuracies)
+
+
+def _best(arm: str, tried: list[tuple[float, float | None]]) -> float:
+    """The rate with the highest score; the smaller one if two tie."""
+    finite = [(score, -rate) for rate, score in tried if score is not None]
+    if not finite:
+        raise DdcoreError(
+            "diverged",
+            f"pre-training on arm {arm!r} diverged at every rate tried: {', '.join(f'{rate:.4g}' for rate, _ in tried)}",
+            "give smaller multiples in pretrain.lr_grid, or one pretrain.lr",
+        )
+    return -max(finite)[1]
