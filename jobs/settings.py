@@ -21,15 +21,19 @@ class Settings(BaseSettings):
     scratch: Path = Field(Path(), description="work folders of running steps and downloads; `home`/scratch when not set")
 
     lease_seconds: float = Field(90.0, gt=0.0)
-    heartbeat_seconds: float = Field(15.0, gt=0.0)
+    heartbeat_seconds: float = Field(3.0, gt=0.0, description="between two renewals of a lease; also how late a cancel is seen")
     stall_seconds: float = Field(600.0, gt=0.0, description="a runner that says nothing for so long is taken for hung")
     stop_grace_seconds: float = Field(10.0, ge=0.0, description="between asking a runner to stop and killing it")
     max_attempts: int = Field(3, ge=1, le=100, description="failures of a step that are not the user's, before it fails for good")
+    ring_seconds: float = Field(30.0, gt=0.0, description="a step ready for so long, and not begun, has its doorbell rung again")
 
     max_upload_bytes: int = Field(2 * 1024**3, ge=1)
     max_images: int = Field(2_000_000, ge=1)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    threads: int = Field(0, ge=0, description="torch's CPU threads in a runner; torch's own choice when 0")
+    threads: int = Field(0, ge=0, description="torch's CPU threads in a runner; one a core when 0")
+    cache_bytes: int = Field(50 * 1024**3, ge=0, description="inputs of earlier steps that a worker keeps at hand")
+    log_level: str = "info"
+    log_json: bool = Field(False, description="a JSON object a line, for a log collector; else text for people")
 
     @model_validator(mode="before")
     @classmethod
