@@ -3,7 +3,21 @@
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, MetaData, String, Text, TypeDecorator, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
@@ -12,6 +26,8 @@ LIVE_JOB = ("queued", "running")
 LIVE_STEP = ("blocked", "ready", "running")
 
 Json = dict[str, Any]
+Big = BigInteger()
+Counter = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows by itself only in an INTEGER column
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -131,8 +147,8 @@ class Step(Base):
     max_attempts: Mapped[int]
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
-    done: Mapped[int | None]
-    total: Mapped[int | None]
+    done: Mapped[int | None] = mapped_column(Big)
+    total: Mapped[int | None] = mapped_column(Big)
     unit: Mapped[str | None]
     note: Mapped[str | None] = mapped_column(Text)
     rate: Mapped[float | None]  # units per second, smoothed
@@ -191,7 +207,7 @@ class Artifact(Base):
     kind: Mapped[str]
     media_type: Mapped[str]
     sha256: Mapped[str] = mapped_column(index=True)
-    size: Mapped[int]
+    size: Mapped[int] = mapped_column(Big)
     created_at: Mapped[datetime]
 
     __table_args__ = (UniqueConstraint("step_id", "name"),)
@@ -202,14 +218,18 @@ class Event(Base):
 
     __tablename__ = "events"
 
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=True)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     step_id: Mapped[str | None] = mapped_column(ForeignKey("steps.id"))
     type: Mapped[str]
     data: Mapped[Json]
     at: Mapped[datetime]
 
-    __table_args__ = (Index("ix_events_job_id_id", "job_id", "id"), Index("ix_events_step_id_id", "step_id", "id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("ix_events_job_id_id", "job_id", "id"),
+        Index("ix_events_step_id_id", "step_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
 
 
 class Metric(Base):
@@ -229,7 +249,7 @@ class Doorbell(Base):
 
     __tablename__ = "outbox"
 
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=True)
     step_id: Mapped[str] = mapped_column(ForeignKey("steps.id"), index=True)
     created_at: Mapped[datetime]
 

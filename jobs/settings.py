@@ -50,7 +50,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _heart_beats_in_time(self) -> Self:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
-            raise ValueError(f"heartbeat_seconds ({self.heartbeat_seconds:g}) must be at most half of lease_seconds ({self.lease_seconds:g})")
+            raise ValueError(
+                f"heartbeat_seconds ({self.heartbeat_seconds:g}) must be at most half of lease_seconds ({self.lease_seconds:g})"
+            )
         return self
 
 

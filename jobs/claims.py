@@ -1,0 +1,185 @@
+"""Who may run a step: claims by compare-and-swap, leases by the database's clock, and the fence.
+
+`attempt` rises with every claim. Whoever writes on behalf of a step names its attempt, and writes nothing if that is no longer the
+current one: a worker that was frozen past its lease cannot disturb its successor.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy.orm import Session
+
+from jobs.database import lock_graph, now
+from jobs.errors import LeaseLost
+from jobs.graph import after_failure, after_start, after_stop, after_success, is_wanted, move_steps, write_event
+from jobs.ids import new_id
+from jobs.models import Artifact, Step, StepInput
+
+LEASE_SECONDS = 90.0
+LONGEST_TEXT = 10_000  # characters of an error's detail or hint
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A step that this worker, and nobody else, runs until `lease_until`."""
+
+    step_id: str
+    attempt: int
+    kind: str
+    queue: str
+    lease_until: datetime
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that an input step left behind. size in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that running a step takes. inputs: role -> for each input step, in the plan's order, its files."""
+
+    step_id: str
+    attempt: int
+    kind: str
+    params: dict[str, Any]
+    inputs: dict[str, list[list[InputFile]]]
+
+
+@dataclass(frozen=True)
+class NewArtifact:
+    """A file that is in the store already and becomes visible with the step's success."""
+
+    name: str
+    kind: str
+    media_type: str
+    sha256: str
+    size: int
+
+
+def claim(session: Session, step_id: str, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> Claim | None:
+    """Take a ready step; None if it is not ready, as after a message that came twice or late."""
+    lock_graph(session)
+    at = now(session)
+    until = at + timedelta(seconds=lease_seconds)
+    fresh: dict[str, Any] = dict.fromkeys(("done", "total", "unit", "note", "rate", "progress_at"))
+    values = {"attempt": Step.attempt + 1, "worker": worker, "lease_until": until, "started_at": at, **fresh}
+    if not move_steps(session, "running", at, Step.id == step_id, **values):
+        return None
+    step = session.get_one(Step, step_id, populate_existing=True)
+    write_event(session, "step_started", at, step_id=step_id, attempt=step.attempt, worker=worker)
+    after_start(session, step_id, at)
+    return Claim(step_id, step.attempt, step.kind, step.queue, until)
+
+
+def heartbeat(session: Session, step_id: str, attempt: int, *, lease_seconds: float = LEASE_SECONDS) -> Literal["ok", "cancel", "lost"]:
+    """Renew the lease. "cancel": no live job needs the step: stop it, then `release` it. "lost": another attempt owns it: stop, write nothing."""
+    until = now(session) + timedelta(seconds=lease_seconds)
+    renewed = update(Step).where(holds(step_id, attempt)).values(lease_until=until).returning(is_wanted())
+    wanted = session.execute(renewed.execution_options(synchronize_session=False)).scalar()
+    if wanted is None:
+        return "lost"
+    return "ok" if wanted else "cancel"
+
+
+def load(session: Session, step_id: str, attempt: int) -> Work:
+    """What the runner of this attempt needs. Raises `LeaseLost`."""
+    step = session.scalar(select(Step).where(holds(step_id, attempt)).execution_options(populate_existing=True))
+    if step is None:
+        raise LeaseLost(step_id, attempt)
+    edges = select(StepInput).where(StepInput.step_id == step_id).order_by(StepInput.role, StepInput.position)
+    inputs: dict[str, list[list[InputFile]]] = {}
+    for edge in session.scalars(edges):
+        files = session.scalars(select(Artifact).where(Artifact.step_id == edge.needs_id).order_by(Artifact.name))
+        inputs.setdefault(edge.role, []).append([InputFile(file.name, file.sha256, file.size) for file in files])
+    return Work(step_id, attempt, step.kind, step.params, inputs)
+
+
+def succeed(session: Session, step_id: str, attempt: int, artifacts: Sequence[NewArtifact], summary: dict[str, Any]) -> None:
+    """Finish the step: its files become visible, its dependents ready, its jobs perhaps done, all at once.
+
+    The files must be in the store already. Calling it again for the same attempt changes nothing. Raises `LeaseLost`.
+    """
+    lock_graph(session)
+    at = now(session)
+    if not move_steps(session, "succeeded", at, holds(step_id, attempt), summary=summary):
+        if session.scalar(select(Step.id).where(Step.id == step_id, Step.attempt == attempt, Step.state == "succeeded")):
+            return
+        raise LeaseLost(step_id, attempt)
+    for one in artifacts:
+        fields = {"name": one.name, "kind": one.kind, "media_type": one.media_type, "sha256": one.sha256, "size": one.size}
+        session.add(Artifact(id=new_id("art"), step_id=step_id, created_at=at, **fields))
+    write_event(session, "step_succeeded", at, step_id=step_id, attempt=attempt)
+    session.flush()
+    after_success(session, step_id, at)
+
+
+def fail(session: Session, step_id: str, attempt: int, code: str, detail: str, hint: str = "", *, retryable: bool = False) -> None:
+    """The attempt failed. A retryable failure makes the step ready again until it has failed `max_attempts` times. Raises `LeaseLost`."""
+    lock_graph(session)
+    _fail(session, step_id, attempt, code, detail, hint, retryable=retryable)
+
+
+def release(session: Session, step_id: str, attempt: int) -> None:
+    """Hand the step back unfinished (drained, or told to cancel): not a failure. Raises `LeaseLost`."""
+    lock_graph(session)
+    _require(session, step_id, attempt)
+    after_stop(session, step_id, now(session))
+
+
+def reap(session: Session, limit: int = 100) -> int:
+    """Take back steps whose lease has run out; each counts as a retryable failure `worker_lost`. Returns how many."""
+    lock_graph(session)
+    at = now(session)
+    expired = select(Step.id, Step.attempt, Step.worker).where(Step.state == "running", Step.lease_until < at).order_by(Step.lease_until)
+    found = session.execute(expired.limit(limit)).all()
+    for step_id, attempt, worker in found:
+        detail = f"worker {worker} was not heard of again during attempt {attempt}"
+        hint = "look at the worker's log: the machine or the process died, or was out of memory; then retry the job"
+        _fail(session, step_id, attempt, "worker_lost", detail, hint, retryable=True)
+    return len(found)
+
+
+def holds(step_id: str, attempt: int) -> ColumnElement[bool]:
+    """The fence: this attempt still owns the step."""
+    return and_(Step.id == step_id, Step.attempt == attempt, Step.state == "running")
+
+
+def _require(session: Session, step_id: str, attempt: int) -> Step:
+    step = session.scalar(select(Step).where(holds(step_id, attempt)).execution_options(populate_existing=True))
+    if step is None:
+        raise LeaseLost(step_id, attempt)
+    return step
+
+
+def _fail(session: Session, step_id: str, attempt: int, code: str, detail: str, hint: str, *, retryable: bool) -> None:
+    step = _require(session, step_id, attempt)
+    at = now(session)
+    detail, hint = _storable(detail), _storable(hint)
+    error = {"error_code": code, "error_detail": detail, "error_hint": hint}
+    failures = step.failures + 1
+    said = {"attempt": attempt, "failures": failures, "code": code, "detail": detail, "hint": hint}
+    if retryable and failures < step.max_attempts:
+        kept = update(Step).where(Step.id == step_id).values(failures=failures, **error)
+        session.execute(kept.execution_options(synchronize_session=False))
+        write_event(session, "step_retried", at, step_id=step_id, **said)
+        after_stop(session, step_id, at)
+        return
+    if retryable:
+        detail = f"{detail} (attempt {failures} of {step.max_attempts})"
+    move_steps(session, "failed", at, holds(step_id, attempt), failures=failures, **error)
+    write_event(session, "step_failed", at, step_id=step_id, **said)
+    after_failure(session, step_id, at, code, detail, hint)
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL takes no NUL in a text."""
+    text = text.replace("\x00", "")
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"

@@ -1,0 +1,105 @@
+"""Engines, sessions and transactions, the same on SQLite and PostgreSQL.
+
+On SQLite a writer begins with BEGIN IMMEDIATE, so there is one at a time. On PostgreSQL, whoever changes the graph of jobs and steps
+takes one advisory lock first (`lock_graph`): such changes are short and happen one after the other on both, which makes "the last
+step of a job", "needed by no other job" and "at most one live step of a key" plain questions. Heartbeats, progress, metrics and
+reads do not wait for it.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from jobs.settings import Settings
+
+T = TypeVar("T")
+
+GRAPH_LOCK = 7_221_806_542_017
+BUSY_SECONDS = 30  # a writer waits so long for another one
+REPEATS = 5
+
+
+def connect(settings: Settings) -> Engine:
+    """An engine on the settings' database. Make it in the process that uses it: connections do not survive a fork."""
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite":
+        if url.database and url.database != ":memory:":
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+        event.listen(engine, "connect", _open_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=settings.database_pool, max_overflow=0)
+    event.listen(engine, "connect", _open_postgresql)
+    return engine
+
+
+def _open_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN would come late, and never be IMMEDIATE
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reads = connection.get_execution_options().get("reads_only", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _open_postgresql(connection: psycopg.Connection[Any], _record: Any) -> None:
+    """A process frozen in the middle of a transaction must not hold its locks for good: the server ends it."""
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{BUSY_SECONDS}s'")
+    connection.execute(f"SET lock_timeout = '{BUSY_SECONDS}s'")
+    connection.commit()
+
+
+def sessions(engine: Engine) -> sessionmaker[Session]:
+    """Sessions that may write. Rows stay readable after the commit."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def readers(engine: Engine) -> sessionmaker[Session]:
+    """Sessions that only read: on SQLite they take no write lock and wait for nobody."""
+    return sessionmaker(engine.execution_options(reads_only=True), expire_on_commit=False)
+
+
+def transact(make: sessionmaker[Session], work: Callable[[Session], T]) -> T:
+    """Run `work` in one transaction and commit it; again, from the start, if it lost a race that repeating can win."""
+    for repeat in range(REPEATS):
+        try:
+            with make.begin() as session:
+                return work(session)
+        except (IntegrityError, OperationalError, DBAPIError) as error:
+            if repeat == REPEATS - 1 or not _worth_repeating(error):
+                raise
+            time.sleep(0.02 * 2**repeat)
+    raise AssertionError("unreachable")
+
+
+def _worth_repeating(error: DBAPIError) -> bool:
+    """A unique key that another transaction took first, a deadlock, a serialisation failure, a lock that came too late, a lost connection."""
+    if isinstance(error.orig, psycopg.Error):
+        return error.connection_invalidated or error.orig.sqlstate in ("23505", "40P01", "40001", "55P03")
+    return "UNIQUE constraint failed" in str(error.orig) or "database is locked" in str(error.orig)
+
+
+def lock_graph(session: Session) -> None:
+    """Wait until no other transaction changes jobs, steps or edges; held until this one ends. Call it before the first read."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(GRAPH_LOCK)))
+
+
+def now(session: Session) -> datetime:
+    """The time by the database's clock, so that leases mean the same on every machine (SQLite: this machine's)."""
+    if session.get_bind().dialect.name == "postgresql":
+        moment = session.scalar(select(func.clock_timestamp()))
+        if not isinstance(moment, datetime):
+            raise TypeError(f"clock_timestamp() gave {moment!r}")
+        return moment.astimezone(UTC)
+    return datetime.now(UTC)

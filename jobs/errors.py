@@ -1,0 +1,71 @@
+"""What can be wrong with a request or a claim, apart from the spec itself (`ddcore.errors.SpecError`)."""
+
+from collections.abc import Sequence
+
+
+class JobsError(Exception):
+    """Base of all errors that `jobs` raises on purpose: a sentence, and what to try."""
+
+    def __init__(self, detail: str, hint: str = "") -> None:
+        super().__init__(detail)
+        self.detail, self.hint = detail, hint
+
+
+class NotFound(JobsError):
+    """Nothing has this id. kind is a word for people: "job", "artifact", ..."""
+
+    def __init__(self, kind: str, ref: str, hint: str = "") -> None:
+        super().__init__(f"there is no {kind} {ref!r}", hint)
+        self.kind, self.ref = kind, ref
+
+
+class UnknownDataset(NotFound):
+    """No dataset has this id or name; `close` lists names that resemble it."""
+
+    def __init__(self, ref: str, close: Sequence[str]) -> None:
+        super().__init__("dataset", ref, f"close names: {', '.join(close)}" if close else "list the datasets, or upload one")
+        self.close = list(close)
+
+
+class Conflict(JobsError):
+    """The request makes sense, but not in the present state."""
+
+
+class IdempotencyConflict(Conflict):
+    """The key was used before, with another body."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the idempotency key {key!r} was used before with another body", "send a new key with a new body")
+        self.key = key
+
+
+class WrongState(Conflict):
+    """The job's state does not allow what was asked."""
+
+    def __init__(self, job_id: str, state: str, action: str, hint: str = "") -> None:
+        super().__init__(f"job {job_id} is {state}: it cannot be {action}", hint)
+        self.job_id, self.state, self.action = job_id, state, action
+
+
+class LeaseLost(JobsError):
+    """Another attempt owns the step, or it has ended: nothing was written."""
+
+    def __init__(self, step_id: str, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} no longer owns step {step_id}", "stop: another worker has taken over")
+        self.step_id, self.attempt = step_id, attempt
+
+
+class StoreFull(JobsError):
+    """The artifact store has no room; nothing half-written is left."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(f"the artifact store has no room for a file of {needed:,} bytes", "free some disk space and try again")
+        self.needed = needed
+
+
+class WrongRevision(JobsError):
+    """The database's schema is not the one that this code was written for."""
+
+
+class BadCursor(JobsError):
+    """A page cursor that this service did not give out."""

@@ -1,0 +1,70 @@
+"""Doorbells: rows that say "this step is ready", written with the step and sent to the broker afterwards.
+
+A doorbell may be sent twice, late, or get lost: the claim decides, and `ring_again` repeats.
+"""
+
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from jobs.database import lock_graph, now, transact
+from jobs.models import Doorbell, Step
+
+LONGEST_DOUBLING = 5  # a step is rung again after `after` seconds, then twice that, ... up to 32 times that
+
+
+def relay(sessions: sessionmaker[Session], send: Callable[[str, str], None], limit: int = 100) -> int:
+    """Call `send(step_id, queue)` for the waiting doorbells, most urgent first; returns how many were sent.
+
+    No transaction is open while sending. What `send` raises passes through, after the ones sent before it are marked.
+    """
+    waiting = transact(sessions, lambda session: pending(session, limit))
+    sent: list[int] = []
+    try:
+        for doorbell_id, step_id, queue in waiting:
+            send(step_id, queue)
+            sent.append(doorbell_id)
+    finally:
+        if sent:
+            transact(sessions, lambda session: mark_sent(session, sent))
+    return len(sent)
+
+
+def pending(session: Session, limit: int = 100) -> list[tuple[int, str, str]]:
+    """(doorbell, step, queue) of doorbells to send, most urgent first."""
+    query = select(Doorbell.id, Step.id, Step.queue).join(Step, Step.id == Doorbell.step_id).order_by(Step.priority.desc(), Doorbell.id)
+    return [(doorbell_id, step_id, queue) for doorbell_id, step_id, queue in session.execute(query.limit(limit))]
+
+
+def mark_sent(session: Session, doorbells: Collection[int]) -> None:
+    """Remove doorbells that were sent, and note on their steps when."""
+    steps = select(Doorbell.step_id).where(Doorbell.id.in_(doorbells))
+    rung = update(Step).where(Step.id.in_(steps)).values(rings=Step.rings + 1, rung_at=now(session))
+    session.execute(rung.execution_options(synchronize_session=False))
+    session.execute(delete(Doorbell).where(Doorbell.id.in_(doorbells)))
+
+
+def ring_again(session: Session, *, after: float = 30.0, empty: Collection[str] = (), limit: int = 1000) -> int:
+    """Add doorbells for steps that are ready, have none waiting, and were rung more than `after` seconds ago; returns how many.
+
+    A long queue is no reason to fill the broker with repeats, so the wait doubles with each ring. `empty` names queues that the
+    caller saw empty at the broker: there a doorbell must have got lost, and the wait does not double.
+    """
+    lock_graph(session)
+    at = now(session)
+    since = at - timedelta(seconds=after)
+    silent = ~select(Doorbell.id).where(Doorbell.step_id == Step.id).exists()
+    query = select(Step.id, Step.queue, Step.rings, Step.rung_at).where(Step.state == "ready", Step.ready_at < since, silent)
+    due = []
+    for step_id, queue, rings, rung_at in session.execute(query.order_by(Step.priority.desc(), Step.ready_at, Step.id)):
+        if _due(rung_at, 0 if queue in empty else rings, at, after):
+            due.append(step_id)
+    session.add_all([Doorbell(step_id=step_id, created_at=at) for step_id in due[:limit]])
+    return len(due[:limit])
+
+
+def _due(rung_at: datetime | None, rings: int, at: datetime, after: float) -> bool:
+    doublings = min(max(rings - 1, 0), LONGEST_DOUBLING)
+    return rung_at is None or rung_at < at - timedelta(seconds=after * 2**doublings)

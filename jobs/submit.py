@@ -1,0 +1,176 @@
+"""From a plan to rows: which steps are done already, which another job is doing, and which are new."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddcore.plan import Plan
+from ddcore.plan import Step as Planned
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from jobs.database import lock_graph, now
+from jobs.graph import finish_jobs, is_live, move_jobs, write_event
+from jobs.ids import new_id
+from jobs.models import Artifact, Doorbell, Job, JobLabel, JobStep, Step, StepInput
+from jobs.store import Store
+
+
+@dataclass
+class Fates:
+    """What becomes of each step of a plan, by key. A key in none of them is neither there nor needed.
+
+    done: succeeded, reused. live: under way, shared. new: to be made. lost: rows of `new` keys that succeeded once, but whose files are gone.
+    """
+
+    done: dict[str, Step] = field(default_factory=dict)
+    live: dict[str, Step] = field(default_factory=dict)
+    new: dict[str, Planned] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+
+    def row(self, key: str) -> Step | None:
+        return self.done.get(key) or self.live.get(key)
+
+
+def decide(session: Session, store: Store, plan: Plan, wanted: Collection[str] = ()) -> Fates:
+    """Walk the plan backwards from its last steps and those named in `wanted`; only what they need must be there or be made.
+
+    So a report whose cells are done does not bring back experts that were deleted since. Files are looked for (not read) only where
+    a step that must be there has succeeded.
+    """
+    first: dict[str, Planned] = {}
+    for planned in plan:
+        first.setdefault(planned.key, planned)
+    read = {key for planned in first.values() for key in input_keys(plan, planned)}
+    needed = {key for key in first if key not in read} | {plan.steps[name].key for name in wanted}
+    followed: set[str] = set()
+    counting = select(Step).where(Step.key.in_(first), Step.state.not_in(("failed", "cancelled")), Step.lost_at.is_(None))
+    rows = {row.key: row for row in session.scalars(counting.execution_options(populate_existing=True))}
+    fates = Fates()
+    for key, planned in reversed(first.items()):
+        row = rows.get(key)
+        if row is not None and is_live(row.state):
+            if key in needed or key in followed:
+                fates.live[key] = row
+                followed.update(input_keys(plan, planned))
+        elif row is not None and (key not in needed or _files_there(session, store, row.id)):
+            fates.done[key] = row
+        elif key in needed:
+            fates.new[key] = planned
+            fates.lost += [row.id] if row is not None else []
+            needed.update(input_keys(plan, planned))
+    return fates
+
+
+def input_keys(plan: Plan, planned: Planned) -> list[str]:
+    """Keys of a step's inputs, each once."""
+    return list(dict.fromkeys(plan.steps[name].key for names in planned.inputs.values() for name in names))
+
+
+def _files_there(session: Session, store: Store, step_id: str) -> bool:
+    return all(store.exists(sha256) for sha256 in session.scalars(select(Artifact.sha256).where(Artifact.step_id == step_id)))
+
+
+def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int, max_attempts: int) -> dict[str, Step]:
+    """Write the new steps with their edges, and doorbells for those that can run; returns every step of the plan that counts, by key."""
+    at = now(session)
+    if fates.lost:
+        session.execute(update(Step).where(Step.id.in_(fates.lost)).values(lost_at=at).execution_options(synchronize_session=False))
+    rows = {key: row for key in (planned.key for planned in plan) if (row := fates.row(key)) is not None}
+    made: list[Step] = []
+    for key in dict.fromkeys(planned.key for planned in plan):
+        if (planned := fates.new.get(key)) is None:
+            continue
+        waiting = sum(rows[needs].state != "succeeded" for needs in input_keys(plan, planned))
+        rows[key] = Step(
+            id=new_id("step"),
+            key=key,
+            kind=planned.kind,
+            queue=planned.queue,
+            params=planned.params,
+            state="blocked" if waiting else "ready",
+            waiting=waiting,
+            priority=priority,
+            max_attempts=max_attempts,
+            created_at=at,
+            ready_at=None if waiting else at,
+        )
+        made.append(rows[key])
+    session.add_all(made)
+    session.flush()
+    session.add_all([Doorbell(step_id=row.id, created_at=at) for row in made if row.state == "ready"])
+    for planned in fates.new.values():
+        for role, names in planned.inputs.items():
+            for position, name in enumerate(names):
+                needs = rows[plan.steps[name].key]
+                session.add(StepInput(step_id=rows[planned.key].id, role=role, position=position, needs_id=needs.id))
+    shared = [row.id for row in fates.live.values()]
+    raised = update(Step).where(Step.id.in_(shared), Step.priority < priority).values(priority=priority)
+    session.execute(raised.execution_options(synchronize_session=False))
+    session.flush()
+    return rows
+
+
+def submit(
+    session: Session,
+    store: Store,
+    kind: str,
+    spec: dict[str, Any],
+    plan: Plan,
+    *,
+    resolved: dict[str, Any],
+    wanted: Collection[str] = (),
+    labels: Sequence[str] = (),
+    priority: int = 0,
+    parent_id: str | None = None,
+    max_attempts: int = 3,
+) -> Job:
+    """Write job, steps, edges, an event and the doorbells of what can run, in the caller's transaction.
+
+    spec: what the user sent, as JSON; resolved: what its names meant. wanted: names of steps whose files the result is, beside the last ones.
+    """
+    lock_graph(session)
+    fates = decide(session, store, plan, wanted)
+    rows = add_steps(session, plan, fates, priority=priority, max_attempts=max_attempts)
+    at = now(session)
+    job = Job(
+        id=new_id("job"),
+        kind=kind,
+        state="queued",
+        spec=spec,
+        resolved=resolved,
+        priority=priority,
+        parent_id=parent_id,
+        created_at=at,
+    )
+    session.add(job)
+    session.flush()
+    session.add_all([JobLabel(job_id=job.id, label=label) for label in sorted(set(labels))])
+    counted = [planned for planned in plan if planned.key in rows]
+    for position, planned in enumerate(counted):
+        cached = planned.key in fates.done
+        session.add(JobStep(job_id=job.id, name=planned.name, step_id=rows[planned.key].id, position=position, cached=cached))
+    write_event(
+        session,
+        "job_queued",
+        at,
+        job_id=job.id,
+        steps=len(counted),
+        cached=sum(planned.key in fates.done for planned in counted),
+        shared=sum(planned.key in fates.live for planned in counted),
+    )
+    session.flush()
+    if any(row.state == "running" for row in fates.live.values()):
+        move_jobs(session, [job.id], "running", at)
+    finish_jobs(session, [job.id], at)
+    session.flush()
+    session.refresh(job)
+    return job
+
+
+def ahead_of(session: Session, step: Step) -> int:
+    """How many ready steps of the same queue come before this one: higher priority first, then the longest ready."""
+    before = (Step.priority > step.priority) | (
+        (Step.priority == step.priority) & ((Step.ready_at < step.ready_at) | ((Step.ready_at == step.ready_at) & (Step.id < step.id)))
+    )
+    return session.scalar(select(func.count()).select_from(Step).where(Step.state == "ready", Step.queue == step.queue, before)) or 0
