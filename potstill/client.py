@@ -1,0 +1,167 @@
+"""The Python client: what the HTTP face offers, as methods; uploads and downloads say how far they are."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, cast
+
+import httpx
+
+from potstill.download import Target, fetch
+from potstill.errors import JobFailed, PotstillError
+from potstill.problems import check
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+ENDED = ("succeeded", "failed", "cancelled")
+PATIENCE = 60.0  # seconds that `wait` outlasts an API that does not answer
+
+Json = dict[str, Any]
+Progress = Callable[[int, int], None]  # bytes so far, bytes in all
+
+
+def ignore(done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+class Client:
+    """A connection to one service; `with Client() as client: ...`. Every method raises `PotstillError`.
+
+    url: where the API answers; the environment's POTSTILL_URL when absent, else this machine's port 8000.
+    """
+
+    def __init__(self, url: str | None = None, *, timeout: float = 30.0) -> None:
+        self.url = (url or os.environ.get("POTSTILL_URL") or DEFAULT_URL).rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, follow_redirects=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: Any) -> Json:
+        """The JSON at `path`; parameters that are None are left out."""
+        return self._json("GET", path, params={k: v for k, v in params.items() if v is not None})
+
+    def post(self, path: str, body: Json | None = None, *, idempotency_key: str | None = None) -> Json:
+        """Post JSON and return the JSON of the answer. The same key twice is the same request: it is not done again."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._json("POST", path, json=body or {}, headers=headers)
+
+    def datasets(self) -> list[Json]:
+        """All datasets, built in and uploaded."""
+        return cast("list[Json]", self.get("/datasets")["data"])
+
+    def dataset(self, id: str) -> Json:
+        return self.get(f"/datasets/{id}")
+
+    def upload(self, path: Path, name: str | None = None, on_progress: Progress = ignore) -> Json:
+        """Upload a zip of images; returns its dataset."""
+        with path.open("rb") as file:
+            counted = cast("IO[bytes]", _Counted(file, path.stat().st_size, on_progress))
+            files = {"file": (path.name, counted, "application/zip")}
+            return self._json("POST", "/datasets", files=files, data={"name": name or path.stem}, timeout=httpx.Timeout(30.0, read=600.0))
+
+    def distill(self, body: Json, *, idempotency_key: str | None = None) -> Json:
+        """Post a distillation; returns its job."""
+        return self.post("/distill", body, idempotency_key=idempotency_key)
+
+    def evaluate(self, body: Json, *, idempotency_key: str | None = None) -> Json:
+        """Post an evaluation; returns its job."""
+        return self.post("/evaluate", body, idempotency_key=idempotency_key)
+
+    def jobs(self, **filters: Any) -> list[Json]:
+        """One page of jobs, newest first; filters: kind, state, label, limit, cursor."""
+        return cast("list[Json]", self.get("/jobs", **filters)["data"])
+
+    def job(self, id: str) -> Json:
+        return self.get(f"/jobs/{id}")
+
+    def cancel(self, id: str) -> Json:
+        return self.post(f"/jobs/{id}/cancel")
+
+    def wait(self, id: str, on_update: Callable[[Json], None] = lambda job: None, interval: float = 0.5) -> Json:
+        """Poll a job every `interval` seconds until it ends; returns its last body, or raises `JobFailed`.
+
+        An API that does not answer for a moment (it restarts, the network blinks) is asked again, for a minute.
+        """
+        heard = time.monotonic()
+        while True:
+            try:
+                job = self.job(id)
+                heard = time.monotonic()
+            except Unreachable:
+                if time.monotonic() - heard > PATIENCE:
+                    raise
+            else:
+                on_update(job)
+                if job["state"] in ENDED:
+                    return _ended(job)
+            time.sleep(interval)
+
+    def artifacts(self, job_id: str) -> list[Json]:
+        """The files of a job."""
+        return cast("list[Json]", self.get(f"/jobs/{job_id}/artifacts")["data"])
+
+    def download(self, path: str, target: Path, on_progress: Progress = ignore) -> Path:
+        """Download the file at the address `path` to `target`, going on where an earlier try stopped, and verify its sha256."""
+        return fetch(self._http, path, Target(target), on_progress)
+
+    def download_set(self, id: str, target: Path, format: str = "safetensors", on_progress: Progress = ignore) -> Path:
+        """Download a synthetic set; format: safetensors, pt, png, parquet or mtt."""
+        return self.download(f"/synthetic-sets/{id}/download?format={format}", target, on_progress)
+
+    def report(self, id: str) -> Json:
+        """A report: `table` has one row an arm, `paired` the differences of synthetic minus arm."""
+        return self.get(f"/reports/{id}")
+
+    def _json(self, method: str, path: str, **options: Any) -> Json:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise Unreachable(
+                f"no answer from {self.url} ({error or type(error).__name__}); is it running? potstill up starts it here"
+            ) from error
+        check(response)
+        return cast("Json", response.json())
+
+
+class Unreachable(PotstillError):
+    """The API does not answer."""
+
+
+def _ended(job: Json) -> Json:
+    if job["state"] == "succeeded":
+        return job
+    if job["state"] == "cancelled":
+        raise JobFailed(f"{job['kind']} {job['id']} was cancelled", job)
+    error = job.get("error") or {}
+    steps = [f"{step['name']}" for step in job.get("steps", []) if step["state"] == "failed"]
+    where = f" in step {', '.join(steps)}" if steps else ""
+    hint = f"; {error['hint']}" if error.get("hint") else ""
+    raise JobFailed(
+        f"{job['kind']} {job['id']} failed{where} ({error.get('code', 'internal')}): {error.get('detail', 'no detail')}{hint}", job
+    )
+
+
+class _Counted:
+    """A file that reports how much of it was read."""
+
+    def __init__(self, file: IO[bytes], size: int, on_progress: Progress) -> None:
+        self._file, self._size, self._on_progress = file, size, on_progress
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._on_progress(self._file.tell(), self._size)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def fileno(self) -> int:
+        return self._file.fileno()

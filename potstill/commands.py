@@ -1,0 +1,216 @@
+"""What each command of `potstill` does, given its parsed arguments."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from potstill import demo
+from potstill.client import ENDED, Client
+from potstill.errors import PotstillError
+from potstill.progress import display, stages
+from potstill.stack import Stack
+from potstill.tables import comparisons, table
+from potstill.terminal import console, say
+
+
+def up(a: argparse.Namespace) -> None:
+    say(f"Starting the service in {a.home.expanduser()} ...")
+    with Stack(a.home, a.port, a.workers, console.print) as stack:
+        console.print(f"[bold]potstill answers at {stack.url}[/] (try {stack.url}/docs); Ctrl-C stops it. Logs: {stack.home}/logs")
+        try:
+            while True:
+                time.sleep(1.0)
+                stack.check()
+        except KeyboardInterrupt:
+            say("Stopping: the API, the worker (it keeps a checkpoint of its step), Redis ...")
+    say("Stopped.")
+
+
+def run_demo(a: argparse.Namespace) -> None:
+    demo.run(a.folder, a.workers)
+
+
+def migrate(a: argparse.Namespace) -> int:
+    env = {**os.environ, **({"POTSTILL_HOME": str(a.home.expanduser().absolute())} if a.home else {})}
+    return subprocess.run([sys.executable, "-m", "jobs.migrate"], env=env).returncode
+
+
+def upload(a: argparse.Namespace) -> None:
+    if not a.file.is_file():
+        raise PotstillError(f"{a.file} is not a file; give a zip of images, in class folders or flat")
+    with Client(a.url) as client, _transfer() as bar:
+        task = bar.add_task(a.file.name, total=a.file.stat().st_size)
+        dataset = client.upload(a.file, a.name, lambda done, total: bar.update(task, completed=done, total=total))
+    shape = "x".join(map(str, dataset["image_shape"])) if dataset.get("image_shape") else "?"
+    say(f"{dataset['id']}  {dataset['name']}  {dataset['num_images']} images of {shape}, {dataset['state']}")
+
+
+def datasets(a: argparse.Namespace) -> None:
+    out = Table("id", "name", "state", "images", "classes", "shape", box=None)
+    with Client(a.url) as client:
+        for one in client.datasets():
+            shape = "x".join(map(str, one["image_shape"] or []))
+            out.add_row(one["id"], one["name"], one["state"], str(one["num_images"] or ""), str(one["num_classes"] or ""), shape)
+    console.print(out)
+
+
+def distill(a: argparse.Namespace) -> None:
+    body = _body(a) | {name: value for name, value in (("preset", a.preset), ("dataset", a.dataset)) if value is not None}
+    with Client(a.url) as client:
+        job = _run(client, client.distill(body), a.detach)
+        if job is not None:
+            console.print(
+                f"synthetic set {job['results']['synthetic_set']}; next: potstill download {job['results']['synthetic_set']}",
+                highlight=False,
+            )
+
+
+def evaluate(a: argparse.Namespace) -> None:
+    body = _body(a) | {"synthetic_set": a.synthetic_set}
+    if a.train or a.test:
+        body["downstream"] = [{"train": a.train or a.test, "test": a.test or a.train}]
+    if a.seeds is not None:
+        body["seeds"] = a.seeds
+    with Client(a.url) as client:
+        job = _run(client, client.evaluate(body), a.detach)
+        if job is not None:
+            say(f"report {job['results']['report']}")
+            _show_report(client.report(job["results"]["report"]))
+
+
+def _run(client: Client, job: dict[str, Any], detach: bool) -> dict[str, Any] | None:
+    """Follow a job to its end; None if it was only to be posted."""
+    say(f"{job['kind']} {job['id']}")
+    if detach:
+        return None
+    try:
+        with display(console) as shown:
+            return client.wait(job["id"], shown.update)
+    except KeyboardInterrupt:
+        say(f"The job goes on. See it: potstill status {job['id']}   End it: potstill cancel {job['id']}")
+        raise
+
+
+def status(a: argparse.Namespace) -> None:
+    with Client(a.url) as client:
+        job = client.job(a.job)
+        _show_job(job)
+        if a.follow and job["state"] not in ENDED:
+            _run(client, job, detach=False)
+
+
+def _show_job(job: dict[str, Any]) -> None:
+    say(f"{job['kind']} {job['id']}: [bold]{job['state']}[/], {escape(job['phase'] or '')}")
+    if job.get("error"):
+        error = job["error"]
+        say(f"[red]{error['code']}[/]: {escape(error['detail'])} {escape(error.get('hint') or '')}")
+    out = Table("stage", "done", "of", "", "seconds", box=None)
+    for stage in stages(job):
+        spent = "cached" if stage.cached else "" if stage.seconds is None else f"{stage.seconds:.1f}"
+        out.add_row(stage.name, f"{stage.done:.4g}", f"{stage.total:.4g}", stage.unit, spent)
+    console.print(out)
+    for name, value in (job.get("results") or {}).items():
+        if isinstance(value, str):
+            say(f"{name}: {value}")
+
+
+def jobs(a: argparse.Namespace) -> None:
+    out = Table("id", "kind", "state", "phase", "created", box=None)
+    with Client(a.url) as client:
+        for job in client.jobs(kind=a.kind, state=a.state, label=a.label, limit=a.limit):
+            out.add_row(job["id"], job["kind"], job["state"], escape(job["phase"] or ""), job["created_at"][:19])
+    console.print(out)
+
+
+def cancel(a: argparse.Namespace) -> None:
+    with Client(a.url) as client:
+        job = client.cancel(a.job)
+    say(f"{job['id']}: {job['state']}")
+
+
+def download(a: argparse.Namespace) -> None:
+    suffix = {"png": "-png.zip", "mtt": "-mtt.zip"}.get(a.format, f".{a.format}")
+    with Client(a.url) as client, _transfer() as bar:
+        target = a.output or Path(a.id + suffix)
+        task = bar.add_task(target.name, total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if a.id.startswith("art_"):
+            client.download(f"/artifacts/{a.id}/content", a.output or Path(client.get(f"/artifacts/{a.id}")["name"]), update)
+        else:
+            client.download_set(a.id, target, a.format, update)
+
+
+def report(a: argparse.Namespace) -> None:
+    with Client(a.url) as client:
+        report = client.report(a.report)
+    if a.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _show_report(report)
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    for shared, rows, paired in comparisons(report):
+        console.print(table(shared, rows, paired))
+
+
+def presets(a: argparse.Namespace) -> None:
+    out = Table("preset", "dataset", "images", "teacher", "experts", "method", box=None)
+    with Client(a.url) as client:
+        for one in client.get("/presets")["data"]:
+            spec = one["spec"]
+            out.add_row(
+                one["name"],
+                spec["dataset"],
+                str(spec["num_images"]),
+                spec["teacher"]["ssl"],
+                str(spec["experts"]["num"]),
+                spec["method"]["name"],
+            )
+    console.print(out)
+
+
+def _body(a: argparse.Namespace) -> dict[str, Any]:
+    """The spec of --spec with the fields of --set; a value is JSON, or else a word."""
+    try:
+        body = json.loads(a.spec.read_text()) if a.spec else {}
+    except (OSError, ValueError) as error:
+        raise PotstillError(f"cannot read the spec {a.spec}: {error}") from error
+    if not isinstance(body, dict):
+        raise PotstillError(f"the spec {a.spec} is not a JSON object")
+    for assignment in a.set or []:
+        path, equals, text = assignment.partition("=")
+        if not (path and equals):
+            raise PotstillError(f"--set takes FIELD=VALUE, such as method.iterations=100; given {assignment!r}")
+        *tables, last = path.split(".")
+        place = body
+        for name in tables:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise PotstillError(f"--set {assignment}: {name} is not a table")
+        place[last] = _value(text)
+    return body
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _transfer() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)

@@ -1,0 +1,81 @@
+import io
+from typing import Any
+
+from rich.console import Console
+
+from potstill.progress import Bars, Lines, Pace, Stage, duration, stages
+
+
+def step(name: str, kind: str, state: str, done: int = 0, total: int = 0, **more: Any) -> dict[str, Any]:
+    progress = {"done": done, "total": total, "unit": "epochs"} if total else None
+    return {
+        "name": name,
+        "kind": kind,
+        "state": state,
+        "cached": False,
+        "progress": progress,
+        "started_at": None,
+        "finished_at": None,
+    } | more
+
+
+JOB: dict[str, Any] = {
+    "steps": [
+        step("dataset-1", "dataset", "succeeded", cached=True),
+        step("teacher", "teacher", "succeeded", 7, 8, started_at="2025-01-01T00:00:00Z", finished_at="2025-01-01T00:00:04.5Z"),
+        step("experts-0", "experts", "succeeded", started_at="2025-01-01T00:00:05Z", finished_at="2025-01-01T00:00:09Z"),
+        step("experts-1", "experts", "running", 2, 8, started_at="2025-01-01T00:00:06Z"),
+        step("init-high_loss", "distill", "blocked"),
+        step("distill", "distill", "blocked"),
+    ]
+}
+
+
+def test_steps_gather_into_stages_in_order() -> None:
+    assert stages(JOB) == [
+        Stage("read the images", 1, 1, "steps", False, True, None),
+        Stage("train the teacher", 8, 8, "epochs", False, False, 4.5),
+        Stage("train experts", 1.25, 2, "steps", True, False, None),
+        Stage("choose subsets", 0, 1, "steps", False, False, None),
+        Stage("distil", 0, 1, "steps", False, False, None),
+    ]
+
+
+def test_pace_begins_with_what_was_done_when_first_seen() -> None:
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+
+    def at(time: float, done: float) -> tuple[float | None, float | None]:
+        now[0] = time
+        return pace.update(Stage("distil", done, 100, "iterations", True, False, None))
+
+    assert at(0, 40) == (None, None)
+    assert at(2, 60) == (10, 4)
+    assert at(4, 10) == (None, None)  # a new attempt began further back
+    assert at(5, 20) == (10, 8)
+
+
+def test_lines_name_what_runs_and_what_is_over_once() -> None:
+    out, now = io.StringIO(), [0.0]
+    lines = Lines(Console(file=out, width=100), lambda: now[0])
+    lines.update(JOB)
+    now[0] = 4.0
+    lines.update(JOB)
+    text = out.getvalue().splitlines()
+    assert [line.split("  ")[1] for line in text] == ["read the images", "train the teacher", "train experts"]
+    assert "cached" in text[0]
+    assert "took 4.5 s" in text[1]
+    assert "1.2/2 steps" in text[2]
+
+
+def test_bars_show_stages_that_have_begun() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=True)
+    with Bars(console) as bars:
+        bars.update(JOB)
+    assert "train experts" in out.getvalue()
+    assert "distil" not in out.getvalue()
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (4.24, 65, 7384, None)] == ["4.2 s", "1:05", "2:03:04", ""]
