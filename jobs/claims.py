@@ -80,7 +80,7 @@ def claim(session: Session, step_id: str, worker: str, *, lease_seconds: float =
 
 
 def heartbeat(session: Session, step_id: str, attempt: int, *, lease_seconds: float = LEASE_SECONDS) -> Literal["ok", "cancel", "lost"]:
-    """Renew the lease. "cancel": no live job needs the step: stop it, then `release` it. "lost": another attempt owns it: stop, write nothing."""
+    """Renew the lease. "cancel": no live job needs the step: stop it, then `release` it. "lost": another attempt owns it."""
     until = now(session) + timedelta(seconds=lease_seconds)
     renewed = update(Step).where(holds(step_id, attempt)).values(lease_until=until).returning(is_wanted())
     wanted = session.execute(renewed.execution_options(synchronize_session=False)).scalar()
@@ -165,7 +165,7 @@ def _fail(session: Session, step_id: str, attempt: int, code: str, detail: str, 
     detail, hint = _storable(detail), _storable(hint)
     error = {"error_code": code, "error_detail": detail, "error_hint": hint}
     failures = step.failures + 1
-    said = {"attempt": attempt, "failures": failures, "code": code, "detail": detail, "hint": hint}
+    said: dict[str, Any] = {"attempt": attempt, "failures": failures, "code": code, "detail": detail, "hint": hint}
     if retryable and failures < step.max_attempts:
         kept = update(Step).where(Step.id == step_id).values(failures=failures, **error)
         session.execute(kept.execution_options(synchronize_session=False))

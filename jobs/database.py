@@ -83,7 +83,7 @@ def transact(make: sessionmaker[Session], work: Callable[[Session], T]) -> T:
 
 
 def _worth_repeating(error: DBAPIError) -> bool:
-    """A unique key that another transaction took first, a deadlock, a serialisation failure, a lock that came too late, a lost connection."""
+    """A unique key that another transaction took first, a deadlock, a serialisation failure, a lock too late, a lost connection."""
     if isinstance(error.orig, psycopg.Error):
         return error.connection_invalidated or error.orig.sqlstate in ("23505", "40P01", "40001", "55P03")
     return "UNIQUE constraint failed" in str(error.orig) or "database is locked" in str(error.orig)

@@ -5,11 +5,11 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from ddcore.events import Event
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import and_, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
+from ddcore.events import Event
 from jobs.claims import holds
 from jobs.database import lock_graph, now
 from jobs.errors import LeaseLost

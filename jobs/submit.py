@@ -4,11 +4,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddcore.plan import Plan
-from ddcore.plan import Step as Planned
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from ddcore.plan import Plan
+from ddcore.plan import Step as Planned
 from jobs.database import lock_graph, now
 from jobs.graph import finish_jobs, is_live, move_jobs, write_event
 from jobs.ids import new_id
@@ -20,7 +20,7 @@ from jobs.store import Store
 class Fates:
     """What becomes of each step of a plan, by key. A key in none of them is neither there nor needed.
 
-    done: succeeded, reused. live: under way, shared. new: to be made. lost: rows of `new` keys that succeeded once, but whose files are gone.
+    done: succeeded, reused. live: under way, shared. new: to be made. lost: rows of `new` keys whose files are gone.
     """
 
     done: dict[str, Step] = field(default_factory=dict)
@@ -127,7 +127,7 @@ def submit(
 ) -> Job:
     """Write job, steps, edges, an event and the doorbells of what can run, in the caller's transaction.
 
-    spec: what the user sent, as JSON; resolved: what its names meant. wanted: names of steps whose files the result is, beside the last ones.
+    spec: what the user sent, as JSON; resolved: what its names meant. wanted: steps, beside the last ones, whose files are the result.
     """
     lock_graph(session)
     fates = decide(session, store, plan, wanted)
