@@ -44,10 +44,14 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Work:
-    """All that running a step takes. inputs: role -> for each input step, in the plan's order, its files."""
+    """All that running a step takes. inputs: role -> for each input step, in the plan's order, its files.
+
+    key names the output, and so a checkpoint of it: a later step with the same key goes on from there.
+    """
 
     step_id: str
     attempt: int
+    key: str
     kind: str
     params: dict[str, Any]
     inputs: dict[str, list[list[InputFile]]]
@@ -99,7 +103,7 @@ def load(session: Session, step_id: str, attempt: int) -> Work:
     for edge in session.scalars(edges):
         files = session.scalars(select(Artifact).where(Artifact.step_id == edge.needs_id).order_by(Artifact.name))
         inputs.setdefault(edge.role, []).append([InputFile(file.name, file.sha256, file.size) for file in files])
-    return Work(step_id, attempt, step.kind, step.params, inputs)
+    return Work(step_id, attempt, step.key, step.kind, step.params, inputs)
 
 
 def succeed(session: Session, step_id: str, attempt: int, artifacts: Sequence[NewArtifact], summary: dict[str, Any]) -> None:
