@@ -103,7 +103,8 @@ def _chroma(saturation: torch.Tensor, hue: torch.Tensor) -> torch.Tensor:
     middle[:, 1, 1] = middle[:, 2, 2] = saturation * hue.cos()
     middle[:, 2, 1] = saturation * hue.sin()
     middle[:, 1, 2] = -middle[:, 2, 1]
-    return _FROM_YIQ.to(hue.device) @ middle @ _TO_YIQ.to(hue.device)
+    matrices: torch.Tensor = _FROM_YIQ.to(hue.device) @ middle @ _TO_YIQ.to(hue.device)
+    return matrices
 
 
 def _mix_channels(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
