@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.evaluation.arms import Arm, arms_of, network_for, network_name, shape_of
-from ddcore.evaluation.downstream import Labelled, features, load_labelled
+from ddcore.evaluation.downstream import Labelled, features, load_pair
 from ddcore.evaluation.draws import stratified
 from ddcore.evaluation.knn import knn_accuracy
 from ddcore.evaluation.pretrain import Pretrained, initial, pretrain
@@ -39,7 +39,7 @@ def evaluate_cell(task: Task) -> dict[str, Any]:
     trained = _train_all(task, network, arms, ticker)
     records: list[Record] = []
     for number, pair in enumerate(folders):
-        train, test = (load_labelled(folder, shape_of(data), data.info, task.device) for folder in pair)
+        train, test = load_pair(*pair, shape_of(data), data.info, task.device)
         draws = _draws(params, train, number)
         for arm in arms:
             theta = trained[arm.name].theta

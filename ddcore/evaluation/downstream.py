@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ddcore.data.images import load_dataset
+from ddcore.data.images import load_dataset, normalise
 from ddcore.errors import DdcoreError
 from ddcore.networks.flat import FlatNetwork
 
@@ -18,15 +18,19 @@ BATCH = 1024
 
 @dataclass(frozen=True)
 class Labelled:
-    """images float32 [n, c, h, w], normalised for the encoder; labels int64 [n]; both on the device. classes: how many there are."""
+    """images float32 [n, c, h, w], normalised for the encoder; labels int64 [n]; both on the device. names: of the classes."""
 
     images: Tensor
     labels: Tensor
-    classes: int
+    names: tuple[str, ...]
+
+    @property
+    def classes(self) -> int:
+        return max(len(self.names), int(self.labels.max()) + 1)
 
     def rows(self, index: Tensor) -> "Labelled":
         index = index.to(self.labels.device)
-        return Labelled(self.images[index], self.labels[index], self.classes)
+        return Labelled(self.images[index], self.labels[index], self.names)
 
 
 def load_labelled(folder: Path, shape: tuple[int, int, int], info: dict[str, Any], device: torch.device) -> Labelled:
@@ -34,13 +38,22 @@ def load_labelled(folder: Path, shape: tuple[int, int, int], info: dict[str, Any
 
     Raises `DdcoreError` bad_dataset if it has no labels.
     """
-    data = load_dataset(folder / "dataset.safetensors")
+    data = load_dataset(folder)
     if data.labels is None:
         raise DdcoreError("bad_dataset", "a downstream dataset has no labels", "name a dataset whose images lie in class folders")
-    mean, std = (torch.tensor(info[name], device=device).view(1, -1, 1, 1) for name in ("mean", "std"))
-    parts = [(fit(part.to(device), shape) - mean) / std for part in torch.split(data.images, BATCH)]
-    labels = data.labels.to(device)
-    return Labelled(torch.cat(parts), labels, max(len(data.classes), int(labels.max()) + 1))
+    parts = [normalise(fit(part.to(device), shape), info["mean"], info["std"]) for part in torch.split(data.images, BATCH)]
+    return Labelled(torch.cat(parts), data.labels.to(device), data.classes)
+
+
+def load_pair(
+    train: Path, test: Path, shape: tuple[int, int, int], info: dict[str, Any], device: torch.device
+) -> tuple[Labelled, Labelled]:
+    """The two halves of a labelled task. Raises `DdcoreError` bad_dataset also if they do not name the same classes."""
+    halves = load_labelled(train, shape, info, device), load_labelled(test, shape, info, device)
+    if halves[0].names != halves[1].names:
+        odd = sorted(set(halves[0].names) ^ set(halves[1].names))[:5]
+        raise DdcoreError("bad_dataset", f"train and test name different classes: {', '.join(odd)} are in one only", "name both alike")
+    return halves
 
 
 def fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -1,0 +1,1 @@
+"""The observatory: how parameters move, and pictures of it."""
