@@ -114,7 +114,7 @@ class Client:
         return self.download(f"/synthetic-sets/{id}/download?format={format}", target, on_progress)
 
     def report(self, id: str) -> Json:
-        """A report: `table` has one row an arm, `paired` the differences of synthetic minus arm."""
+        """A report; in its `report`, `table` has one row an arm, `paired` the differences of synthetic minus arm."""
         return self.get(f"/reports/{id}")
 
     def _json(self, method: str, path: str, **options: Any) -> Json:

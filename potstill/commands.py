@@ -84,7 +84,7 @@ def evaluate(a: argparse.Namespace) -> None:
         job = _run(client, client.evaluate(body), a.detach)
         if job is not None:
             say(f"report {job['results']['report']}")
-            _show_report(client.report(job["results"]["report"]))
+            _show_report(client.report(job["results"]["report"])["report"])
 
 
 def _run(client: Client, job: dict[str, Any], detach: bool) -> dict[str, Any] | None:
@@ -158,7 +158,7 @@ def report(a: argparse.Namespace) -> None:
     if a.json:
         print(json.dumps(report, indent=2))
     else:
-        _show_report(report)
+        _show_report(report["report"])
 
 
 def _show_report(report: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def run(folder: Path, workers: int = 1) -> None:
         say(f"\n[bold]Compare[/] it with baselines of its size and targets: POST /evaluate {json.dumps(body)}")
         evaluated = _follow(service, client, client.evaluate(body))
         took |= _seconds(evaluated)
-        report = client.report(evaluated["results"]["report"])
+        report = client.report(evaluated["results"]["report"])["report"]
         pictures = [p for job in (distilled, evaluated) for p in _pictures(client, job, folder / "figures")]
     seconds = time.monotonic() - began
     result = summary(report, seconds, str(target))

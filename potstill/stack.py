@@ -103,26 +103,15 @@ class Stack:
         self._migrate(env)
         python = [sys.executable, "-m"]
         self._add("maintenance loop", [*python, "worker.maintenance"], env | ONE_THREAD)
-        celery = [
-            "celery",
-            "--app",
-            "worker.app",
-            "worker",
-            "--queues",
-            "gpu,cpu",
-            "--concurrency",
-            str(self.workers),
-            "--loglevel",
-            "INFO",
-        ]
-        self._add("worker", [*python, *celery, "--hostname", f"local-{os.getpid()}@%h"], ALLOCATOR | env, grace=20)
+        worker = ["worker", "--queues", "gpu,cpu", "--concurrency", str(self.workers), "--name", f"local-{os.getpid()}"]
+        self._add("worker", [*python, *worker], ALLOCATOR | env, grace=20)
         uvicorn = ["uvicorn", "api.app:create_app", "--factory", "--host", "127.0.0.1", "--port", str(self.port)]
         self._add("API", [*python, *uvicorn, "--timeout-graceful-shutdown", "2"], env | ONE_THREAD)
         self._wait("API", self._ready, READY_SECONDS)
 
     def _environment(self, address: Path) -> dict[str, str]:
         """The caller's, but with nothing of ours elsewhere (an empty value means `in the home`), and its cores shared among the workers."""
-        ours = {"POTSTILL_HOME": str(self.home), "POTSTILL_REDIS_URL": f"redis+socket://{address}", "PYTHONUNBUFFERED": "1"}
+        ours = {"POTSTILL_HOME": str(self.home), "POTSTILL_REDIS_URL": f"unix://{address}", "PYTHONUNBUFFERED": "1"}
         threads = str(max(1, (os.cpu_count() or 1) // self.workers)) if self.workers > 1 else "0"
         return {
             "POTSTILL_THREADS": threads,
