@@ -5,11 +5,11 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import and_, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from ddcore.events import Event
+from jobs.bodies import Series
 from jobs.claims import holds
 from jobs.database import lock_graph, now
 from jobs.errors import LeaseLost
@@ -18,16 +18,6 @@ from jobs.models import JobStep, Metric, Step
 
 SMOOTHING = 0.3  # weight of the newest rate
 LONGEST_NOTE = 2_000  # characters
-
-
-class Series(BaseModel):
-    """One curve of one step of a job: points [x, value] by rising x; a value that was not finite is None."""
-
-    model_config = ConfigDict(frozen=True)
-
-    step: str
-    name: str
-    points: list[tuple[float, float | None]]
 
 
 def record(session: Session, step_id: str, attempt: int, events: Sequence[Event]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from ddcore.plan import Plan
@@ -166,11 +166,3 @@ def submit(
     session.flush()
     session.refresh(job)
     return job
-
-
-def ahead_of(session: Session, step: Step) -> int:
-    """How many ready steps of the same queue come before this one: higher priority first, then the longest ready."""
-    before = (Step.priority > step.priority) | (
-        (Step.priority == step.priority) & ((Step.ready_at < step.ready_at) | ((Step.ready_at == step.ready_at) & (Step.id < step.id)))
-    )
-    return session.scalar(select(func.count()).select_from(Step).where(Step.state == "ready", Step.queue == step.queue, before)) or 0

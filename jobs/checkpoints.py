@@ -1,0 +1,78 @@
+"""Teachers that exist: safetensors files that a user sent, checked by their header alone."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from ddcore.errors import DdcoreError, Problem
+from ddcore.networks.shapes import expected_shapes
+from ddcore.specs import BackboneSpec
+from jobs.database import now
+from jobs.ids import new_id
+from jobs.models import Artifact
+from jobs.store import Store
+
+KINDS = ("checkpoint", "teacher")  # a teacher that a job trained may be given to another
+LOC = ("teacher", "checkpoint")
+MOST_NAMED = 3  # tensors that a message lists
+
+
+def add_checkpoint(session: Session, store: Store, path: Path, name: str) -> Artifact:
+    """Put the safetensors file at `path` in the store; the same bytes again give the same artifact. Raises `DdcoreError` bad_checkpoint.
+
+    Do not use the session before: the copy is slow, and no transaction should wait for it.
+    """
+    if not shapes_in(path):
+        raise DdcoreError("bad_checkpoint", f"{name} holds no tensors", "save the backbone's state dict with safetensors")
+    blob = store.put(path)
+    here = select(Artifact).where(Artifact.sha256 == blob.sha256, Artifact.kind == "checkpoint", Artifact.step_id.is_(None))
+    artifact = session.scalars(here).first()
+    if artifact is None:
+        fields = {"name": name, "kind": "checkpoint", "media_type": "application/octet-stream", "sha256": blob.sha256, "size": blob.size}
+        artifact = Artifact(id=new_id("art"), created_at=now(session), **fields)
+        session.add(artifact)
+        session.flush()
+    return artifact
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of a safetensors file. Raises `DdcoreError` bad_checkpoint."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise DdcoreError("bad_checkpoint", f"not a safetensors file: {error}", "save the state dict with safetensors") from error
+
+
+def resolve(
+    session: Session, store: Store, artifact_id: str, backbone: BackboneSpec, image_shape: tuple[int, int, int]
+) -> tuple[str | None, list[Problem]]:
+    """The sha256 of a checkpoint that fits `backbone` on images of this shape; or None, and why not."""
+    artifact = session.get(Artifact, artifact_id)
+    if artifact is None or artifact.kind not in KINDS or not artifact.name.endswith(".safetensors"):
+        allowed = "the id of an uploaded safetensors checkpoint, or of a job's teacher.safetensors"
+        return None, [Problem(LOC, "there is no such checkpoint", artifact_id, allowed)]
+    if not store.exists(artifact.sha256):
+        return None, [Problem(LOC, "the file of this checkpoint is gone from the store", artifact_id, "upload it again")]
+    channels, height, width = image_shape
+    expected = expected_shapes(backbone, channels, (height, width))
+    misfits = [] if expected is None else _misfits(expected, shapes_in(store.path(artifact.sha256)))
+    if misfits:
+        more = f", and {len(misfits) - MOST_NAMED} more" if len(misfits) > MOST_NAMED else ""
+        message = f"does not fit backbone {backbone.name}: {'; '.join(misfits[:MOST_NAMED])}{more}"
+        allowed = "a state dict of this backbone; its width, depth and the images' channels must match"
+        return None, [Problem(LOC, message, artifact_id, allowed)]
+    return artifact.sha256, []
+
+
+def _misfits(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> list[str]:
+    """What is missing or of another shape. Counters of batch norm do not matter, nor do tensors of a head."""
+    wrong = []
+    for name, shape in expected.items():
+        if name not in given:
+            wrong += [] if name.endswith("num_batches_tracked") else [f"{name} is missing"]
+        elif given[name] != shape:
+            wrong.append(f"{name} is {list(given[name])}, not {list(shape)}")
+    return wrong

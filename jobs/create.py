@@ -1,0 +1,150 @@
+"""Making jobs: of a spec, of an older job that did not succeed, or only on paper."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from ddcore.plan import digest
+from ddcore.specs import DistillSpec, EvaluateSpec
+from jobs import catalogue
+from jobs.bodies import Body
+from jobs.database import lock_graph, now
+from jobs.errors import IdempotencyConflict, NotFound, WrongState
+from jobs.estimate import step_bytes
+from jobs.models import Dataset, Idempotency, Job, JobLabel, Result
+from jobs.resolve import Resolved, resolve, spec_of
+from jobs.store import Store
+from jobs.submit import Fates, decide, submit
+
+
+class PlannedStep(Body):
+    """A step that a job would have. cached: done already; shared: another job is doing it."""
+
+    name: str
+    kind: str
+    queue: str
+    key: str
+    state: Literal["cached", "shared", "new"]
+    inputs: list[str]
+    disk_bytes: int = Field(description="estimate of what it would write; 0 unless new")
+
+
+class DryRun(Body):
+    """What posting a spec would do."""
+
+    kind: str
+    steps: list[PlannedStep]
+    counts: dict[str, int] = Field(description="steps by state", examples=[{"cached": 3, "shared": 0, "new": 4}])
+    disk_bytes: int = Field(description="estimate of what the new steps would write")
+
+
+def create_distill(session: Session, store: Store, spec: DistillSpec, **options: Any) -> Job:
+    """Post a distillation; see `create` for options and errors."""
+    return create(session, store, spec, **options)
+
+
+def create_evaluate(session: Session, store: Store, spec: EvaluateSpec, **options: Any) -> Job:
+    """Post an evaluation; see `create` for options and errors."""
+    return create(session, store, spec, **options)
+
+
+def create(
+    session: Session,
+    store: Store,
+    spec: DistillSpec | EvaluateSpec,
+    *,
+    labels: Sequence[str] = (),
+    priority: int = 0,
+    parent_id: str | None = None,
+    idempotency_key: str | None = None,
+    max_attempts: int = 3,
+) -> Job:
+    """Post a job. The same idempotency key with the same body returns the first job.
+
+    Raises `SpecError` with a problem for each field that makes no sense, `IdempotencyConflict`.
+    """
+    lock_graph(session)
+    sent = spec.model_dump(mode="json")
+    body = digest({"kind": type(spec).__name__, "spec": sent, "labels": sorted(set(labels)), "priority": priority})
+    if idempotency_key is not None:
+        used = session.get(Idempotency, idempotency_key)
+        if used is not None and used.body != body:
+            raise IdempotencyConflict(idempotency_key)
+        if used is not None:
+            return session.get_one(Job, used.job_id)
+    options: dict[str, Any] = {"labels": labels, "priority": priority, "parent_id": parent_id, "max_attempts": max_attempts}
+    job = _submit(session, store, resolve(session, store, spec), options)
+    if idempotency_key is not None:
+        session.add(Idempotency(key=idempotency_key, body=body, job_id=job.id, created_at=now(session)))
+        session.flush()
+    return job
+
+
+def retry(session: Session, store: Store, job_id: str, *, max_attempts: int = 3) -> Job:
+    """A new job of the same spec, labels and priority, whose `parent_id` is this one; what was finished is not done again.
+
+    Its names mean what they meant then. Raises `NotFound`, `WrongState` unless the job failed or was cancelled, `SpecError`.
+    """
+    lock_graph(session)
+    job = session.get(Job, job_id, populate_existing=True)
+    if job is None:
+        raise NotFound("job", job_id)
+    if job.state not in ("failed", "cancelled"):
+        raise WrongState(job_id, job.state, "retried", "only a failed or cancelled job is retried; post the spec again for another one")
+    labels = list(session.scalars(select(JobLabel.label).where(JobLabel.job_id == job_id)))
+    resolved = resolve(session, store, spec_of(job), pinned=job.resolved["datasets"])
+    options: dict[str, Any] = {"labels": labels, "priority": job.priority, "parent_id": job_id, "max_attempts": max_attempts}
+    return _submit(session, store, resolved, options, spec=job.spec)
+
+
+def dry_run(session: Session, store: Store, spec: DistillSpec | EvaluateSpec) -> DryRun:
+    """What posting `spec` would do now. Writes nothing. Raises `SpecError`."""
+    resolved = resolve(session, store, spec)
+    fates = decide(session, store, resolved.plan, resolved.wanted)
+    steps = _planned(session, resolved, fates)
+    counts = {state: sum(step.state == state for step in steps) for state in ("cached", "shared", "new")}
+    return DryRun(kind=resolved.kind, steps=steps, counts=counts, disk_bytes=sum(step.disk_bytes for step in steps))
+
+
+def _submit(session: Session, store: Store, resolved: Resolved, options: dict[str, Any], spec: dict[str, Any] | None = None) -> Job:
+    sent = resolved.spec.model_dump(mode="json") if spec is None else spec
+    return submit(session, store, resolved.kind, sent, resolved.plan, resolved=resolved.meaning, wanted=resolved.wanted, **options)
+
+
+def _planned(session: Session, resolved: Resolved, fates: Fates) -> list[PlannedStep]:
+    """The steps that the job would have, in order; a step that has two names is paid for once."""
+    distill = _distillation(session, resolved)
+    dataset = session.get_one(Dataset, resolved.meaning["dataset_id"])
+    facts, plan, paid = catalogue.facts(dataset), resolved.plan, set[str]()
+    others = _datasets_by_key(session, resolved)
+    steps = []
+    for planned in plan:
+        if fates.row(planned.key) is None and planned.key not in fates.new:
+            continue
+        state: Literal["cached", "shared", "new"] = (
+            "new" if planned.key in fates.new else "cached" if planned.key in fates.done else "shared"
+        )
+        size = 0
+        if state == "new" and planned.key not in paid:
+            read = catalogue.facts(others[planned.key]) if planned.key in others else facts
+            size = step_bytes(planned.kind, planned.params, distill, read.num_images, read.image_shape)
+            paid.add(planned.key)
+        inputs = list(dict.fromkeys(name for names in planned.inputs.values() for name in names))
+        fields = {"name": planned.name, "kind": planned.kind, "queue": planned.queue, "key": planned.key}
+        steps.append(PlannedStep(**fields, state=state, inputs=inputs, disk_bytes=size))
+    return steps
+
+
+def _distillation(session: Session, resolved: Resolved) -> DistillSpec:
+    if isinstance(resolved.spec, DistillSpec):
+        return resolved.spec
+    origin = session.get_one(Job, session.get_one(Result, resolved.spec.synthetic_set).job_id)
+    return DistillSpec.model_validate({**origin.spec, "preset": None})
+
+
+def _datasets_by_key(session: Session, resolved: Resolved) -> dict[str, Dataset]:
+    ids = set(resolved.meaning["datasets"].values())
+    return {dataset.step_key: dataset for dataset in session.scalars(select(Dataset).where(Dataset.id.in_(ids)))}

@@ -1,0 +1,56 @@
+"""What a job does now, in words for people."""
+
+from collections.abc import Sequence
+
+from jobs.models import Job, Step
+
+DOING = {
+    "dataset": "reading the dataset",
+    "teacher": "training the teacher",
+    "targets": "computing the teacher's targets",
+    "experts": "training experts",
+    "distill": "choosing images",
+    "export": "exporting the synthetic set",
+    "figures": "drawing the figures",
+    "tune": "choosing the baselines' learning rates",
+    "evaluate": "evaluating",
+    "report": "writing the report",
+}
+
+
+def doing(step: Step) -> str:
+    """The work of one step."""
+    if step.kind == "distill" and step.params.get("method", {}).get("name") == "mkdt":
+        return "matching trajectories"
+    if step.kind == "teacher" and step.params.get("teacher", {}).get("ssl") == "given":
+        return "loading the teacher"
+    return DOING.get(step.kind, step.kind)
+
+
+def phase(job: Job, steps: Sequence[Step], ahead: int | None = None) -> str:
+    """One line; steps: of the job, each once, in the order of its plan. ahead: steps before it in the queue, if known."""
+    if job.state == "succeeded":
+        return "done"
+    if job.state == "cancelled":
+        return "cancelled"
+    if job.state == "cancelling":
+        return "cancelling: waiting for a running step to stop"
+    if job.state == "failed":
+        broken = next((step for step in steps if step.state == "failed"), None)
+        return f"failed while {doing(broken)}" if broken else "failed"
+    running = [step for step in steps if step.state == "running"]
+    if running:
+        return _running(running[-1], steps)
+    waiting = next((step for step in steps if step.state == "ready"), None)
+    what = f"waiting for a worker, before {doing(waiting)}" if waiting else "waiting"
+    return f"{what}: {ahead:,} {'step' if ahead == 1 else 'steps'} ahead" if ahead else what
+
+
+def _running(step: Step, steps: Sequence[Step]) -> str:
+    words = doing(step)
+    alike = [other for other in steps if other.kind == step.kind and doing(other) == words]
+    if len(alike) > 1:
+        return f"{words}: {sum(other.state == 'succeeded' for other in alike):,} of {len(alike):,} parts done"
+    if step.total:
+        return f"{words}: {step.done or 0:,} of {step.total:,} {step.unit}"
+    return words

@@ -1,0 +1,114 @@
+"""What a spec's names mean here and now: datasets, a checkpoint, a synthetic set; and the plan that follows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from ddcore.errors import Problem, SpecError
+from ddcore.plan import DatasetFacts, Plan, plan_distill, plan_evaluate
+from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec
+from jobs import catalogue, checkpoints
+from jobs.errors import UnknownDataset
+from jobs.models import Dataset, Job, Result
+from jobs.store import Store
+
+Loc = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A spec ready to be submitted. meaning: what its names meant, kept in the job's row so that a retry means the same."""
+
+    kind: str
+    spec: DistillSpec | EvaluateSpec
+    plan: Plan
+    meaning: dict[str, Any]
+    wanted: tuple[str, ...] = ()
+
+
+def resolve(session: Session, store: Store, spec: DistillSpec | EvaluateSpec, pinned: Mapping[str, str] | None = None) -> Resolved:
+    """Look everything up and plan. pinned: dataset references that are known to mean these ids. Raises `SpecError` with every problem."""
+    if isinstance(spec, DistillSpec):
+        return _resolve_distill(session, store, spec, pinned or {})
+    return _resolve_evaluate(session, store, spec, pinned or {})
+
+
+def spec_of(job: Job) -> DistillSpec | EvaluateSpec:
+    """The spec of a job as it was posted, independent of what its preset has become since."""
+    if job.kind == "distill":
+        return DistillSpec.model_validate({**job.spec, "preset": None})
+    return EvaluateSpec.model_validate(job.spec)
+
+
+def _resolve_distill(session: Session, store: Store, spec: DistillSpec, pinned: Mapping[str, str]) -> Resolved:
+    problems: list[Problem] = []
+    dataset = _dataset(session, spec.dataset, ("dataset",), pinned, problems)
+    if dataset is None:
+        raise SpecError(problems)
+    facts = catalogue.facts(dataset)
+    keyed = _with_checkpoint(session, store, spec, facts)
+    plan = plan_distill(keyed, facts)
+    checkpoint = keyed.teacher.checkpoint if isinstance(keyed.teacher, GivenTeacherSpec) else None
+    meaning = {"dataset_id": dataset.id, "datasets": {spec.dataset: dataset.id}, "checkpoint": checkpoint}
+    return Resolved("distill", spec, plan, meaning, wanted=("distill",))
+
+
+def _with_checkpoint(session: Session, store: Store, spec: DistillSpec, facts: DatasetFacts) -> DistillSpec:
+    """The spec with its checkpoint named by its bytes, so that equal files make equal keys."""
+    teacher = spec.teacher
+    if not isinstance(teacher, GivenTeacherSpec) or teacher.checkpoint is None:
+        return spec
+    sha256, problems = checkpoints.resolve(session, store, teacher.checkpoint, teacher.backbone, facts.image_shape)
+    if problems:
+        raise SpecError(problems)
+    return spec.model_copy(update={"teacher": teacher.model_copy(update={"checkpoint": sha256})})
+
+
+def _resolve_evaluate(session: Session, store: Store, spec: EvaluateSpec, pinned: Mapping[str, str]) -> Resolved:
+    problems: list[Problem] = []
+    made = session.get(Result, spec.synthetic_set)
+    if made is None or made.kind != "synthetic_set":
+        allowed = "the id (syn_…) of a synthetic set that a distill job has made"
+        raise SpecError([Problem(("synthetic_set",), "there is no such synthetic set", spec.synthetic_set, allowed)])
+    origin = session.get_one(Job, made.job_id)
+    distill = spec_of(origin)
+    if not isinstance(distill, DistillSpec):
+        raise TypeError(f"job {origin.id} made a synthetic set but is of kind {origin.kind}")
+    if isinstance(distill.teacher, GivenTeacherSpec):
+        teacher = distill.teacher.model_copy(update={"checkpoint": origin.resolved["checkpoint"]})
+        distill = distill.model_copy(update={"teacher": teacher})
+    datasets: dict[str, Dataset] = {}
+    for i, task in enumerate(spec.downstream):
+        for role, ref in (("train", task.train), ("test", task.test)):
+            found = _dataset(session, ref, ("downstream", i, role), pinned, problems)
+            if found is not None:
+                datasets[ref] = found
+    if problems:
+        raise SpecError(problems)
+    facts = catalogue.facts(session.get_one(Dataset, made.dataset_id))
+    plan = plan_evaluate(spec, distill, facts, {ref: catalogue.facts(dataset) for ref, dataset in datasets.items()})
+    meaning = {
+        "dataset_id": made.dataset_id,
+        "datasets": {ref: dataset.id for ref, dataset in datasets.items()},
+        "checkpoint": origin.resolved["checkpoint"],
+        "synthetic_set_id": made.id,
+    }
+    return Resolved("evaluate", spec, plan, meaning)
+
+
+def _dataset(session: Session, ref: str, loc: Loc, pinned: Mapping[str, str], problems: list[Problem]) -> Dataset | None:
+    """The dataset; or None, with a problem added, if it is unknown or was rejected."""
+    try:
+        dataset = catalogue.find(session, pinned.get(ref, ref))
+    except UnknownDataset as error:
+        allowed = "the id or name of a dataset" + (f", such as {', '.join(error.close)}" if error.close else "; GET /datasets lists them")
+        problems.append(Problem(loc, f"there is no dataset {ref!r}", ref, allowed))
+        return None
+    state = catalogue.state(session, dataset)
+    if state.state == "rejected":
+        why = state.error.detail if state.error else ""
+        problems.append(Problem(loc, f"dataset {dataset.name} was rejected: {why}", ref, "a dataset that is not rejected; upload it again"))
+        return None
+    return dataset
