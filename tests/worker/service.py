@@ -1,0 +1,129 @@
+"""Processes, posts and waits for the tests of the worker."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import redis
+from PIL import Image
+from sqlalchemy import Engine, select
+
+from ddcore.specs import DistillSpec
+from jobs import catalogue, database
+from jobs.create import create_distill
+from jobs.database import sessions, transact
+from jobs.models import JobStep, Step
+from jobs.settings import Settings
+from jobs.store import Store
+
+
+def archive(path: Path, count: int = 12, seed: int = 0) -> Path:
+    """A zip of `count` small images in two class folders; another seed gives other bytes, and so another step."""
+    rng = np.random.default_rng(seed)
+    with zipfile.ZipFile(path, "w") as file:
+        for n in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(buffer, "PNG")
+            file.writestr(f"{'ab'[n % 2]}/{n:05d}.png", buffer.getvalue())
+    return path
+
+
+def until(condition: Callable[[], Any], seconds: float, every: float = 0.02) -> Any:
+    """The first true value of `condition`; an assertion fails if there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(every)
+    return value
+
+
+def post(settings: Settings, engine: Engine, **spec: Any) -> tuple[str, dict[str, str]]:
+    """Submit a distillation: the job's id, and its steps' ids by their names."""
+    store = Store(settings.store)
+    job = transact(sessions(engine), lambda s: create_distill(s, store, DistillSpec.model_validate(spec)))
+    with sessions(engine).begin() as session:
+        return job.id, {step.name: step.step_id for step in session.scalars(select(JobStep).where(JobStep.job_id == job.id))}
+
+
+@dataclass
+class Service:
+    """Worker and maintenance processes on one database and one Redis; they write JSON logs into the home."""
+
+    settings: Settings
+    engine: Engine
+    env: dict[str, str]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with open(self.log(name), "ab") as log:
+            command = [sys.executable, "-m", module, *arguments]
+            process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
+        self.processes[name] = process
+        return process
+
+    def worker(self, name: str) -> subprocess.Popen[bytes]:
+        return self.start(name, "worker", "--name", name)
+
+    def log(self, name: str) -> Path:
+        return self.settings.home / f"{name}.log"
+
+    def logged(self, name: str, message: str, **fields: object) -> list[dict[str, Any]]:
+        """The lines of a process's log that begin with a message and have these fields."""
+        lines = [json.loads(line) for line in self.log(name).read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["message"].startswith(message) and fields.items() <= line.items()]
+
+    def upload(self, seed: int, count: int = 12) -> str:
+        """Post a dataset that no test has posted yet; the id of the step that reads it."""
+        store = Store(self.settings.store)
+        upload = catalogue.read_upload(store, archive(self.settings.home / f"{seed}.zip", count, seed))
+        dataset = transact(sessions(self.engine), lambda s: catalogue.add_upload(s, store, upload, f"upload-{seed}"))
+        with sessions(self.engine).begin() as session:
+            return session.scalars(select(Step.id).where(Step.key == dataset.step_key)).one()
+
+    def distill(self, **spec: Any) -> tuple[str, dict[str, str]]:
+        return post(self.settings, self.engine, **spec)
+
+    def step(self, step_id: str) -> Step:
+        with database.readers(self.engine)() as session:
+            return session.get_one(Step, step_id)
+
+    def wait(self, step_id: str, state: str, seconds: float = 60) -> Step:
+        until(lambda: self.step(step_id).state in (state, "succeeded", "failed", "cancelled"), seconds)
+        step = self.step(step_id)
+        assert step.state == state, f"{step.state}: {step.error_detail}"
+        return step
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def make_service(home: Path, migrated: Path, redis_url: str, **overrides: Any) -> Service:
+    fields = {
+        "lease_seconds": 3.0,
+        "heartbeat_seconds": 0.5,
+        "ring_seconds": 2.0,
+        "stop_grace_seconds": 5.0,
+        "log_json": True,
+        "threads": 1,
+    }
+    values = fields | {"redis_url": redis_url, "home": home} | overrides
+    shutil.copy(migrated, home / "potstill.db")
+    redis.from_url(redis_url).flushall()
+    settings = Settings(**values)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("POTSTILL_")}
+    env |= {f"POTSTILL_{name.upper()}": str(value) for name, value in values.items()}
+    return Service(settings, database.connect(settings), env | {"OMP_NUM_THREADS": "1"})

@@ -1,0 +1,34 @@
+import subprocess
+import sys
+
+import redis
+
+from worker.app import TASK, broker_url, make_app
+
+SUPERVISOR = """
+import sys
+import worker.__main__, worker.app, worker.maintenance, worker.supervise
+print(*sorted({"torch", "torchvision", "scipy", "sklearn", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_the_supervisor_and_the_maintenance_loop_import_no_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", SUPERVISOR], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_socket_is_understood_in_both_spellings(redis_url: str) -> None:
+    kombu_url = redis_url.replace("unix://", "redis+socket://")
+    for url, database in ((redis_url, 0), (f"{redis_url}?db=3", 3), (f"{kombu_url}?virtual_host=4", 4)):
+        client = redis.from_url(f"{redis_url}?db={database}")
+        client.flushdb()
+        make_app(url).send_task(TASK, args=["step_1"], queue="cpu")
+        assert client.llen("cpu") == 1
+    assert broker_url("redis://host:1/2") == "redis://host:1/2"
+
+
+def test_no_message_is_unpickled_and_none_is_taken_early() -> None:
+    conf = make_app("redis://localhost:1/0").conf
+    assert conf.accept_content == ["json"]
+    assert conf.task_acks_late
+    assert conf.worker_disable_prefetch

@@ -1,0 +1,155 @@
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from jobs import cancel, catalogue, claims
+from jobs.database import sessions, transact
+from jobs.models import Event, Step
+from jobs.settings import Settings
+from jobs.store import Store
+from tests.worker.service import archive, post
+from worker.exits import Exit
+from worker.launcher import Launcher
+from worker.supervise import Supervisor
+
+
+class Puppet(Launcher):
+    """A runner that ends with `code` after `looks` looks, or when it gets one of the signals in `ends_on`."""
+
+    def __init__(self, code: int = 0, looks: float = 1, words: str = "", quiet: float = 0.0, ends_on: dict[int, int] | None = None) -> None:
+        super().__init__()
+        self.code, self.looks, self.words, self.quiet = code, looks, words, quiet
+        self.ends_on = {signal.SIGKILL: -signal.SIGKILL} if ends_on is None else ends_on
+        self.signals: list[int] = []
+        self.before_end: Any = lambda step_id, attempt: None
+
+    def start(self, step_id: str, attempt: int) -> None:
+        self.started = (step_id, attempt)
+
+    def poll(self) -> int | None:
+        self.looks -= 1
+        if self.looks < 0:
+            self.before_end(*self.started)
+            return self.code
+        return None
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+        if number in self.ends_on:
+            self.code, self.looks = self.ends_on[number], 0
+
+    def silence(self) -> float:
+        return self.quiet
+
+    def last_words(self) -> str:
+        return self.words
+
+
+@pytest.fixture
+def step_id(engine: Engine, settings: Settings, tmp_path: Path) -> str:
+    """A step that is ready: an upload that the catalogue wants read."""
+    store = Store(settings.store)
+    upload = catalogue.read_upload(store, archive(tmp_path / "a.zip"))
+    dataset = transact(sessions(engine), lambda s: catalogue.add_upload(s, store, upload, "mine"))
+    with sessions(engine).begin() as session:
+        return session.scalars(select(Step.id).where(Step.key == dataset.step_key)).one()
+
+
+def supervisor(settings: Settings, engine: Engine, puppet: Puppet, **changes: Any) -> Supervisor:
+    quick: dict[str, Any] = {"heartbeat_seconds": 0.1, "stop_grace_seconds": 0.3} | changes
+    return Supervisor(settings.model_copy(update=quick), sessions(engine), puppet, "me")
+
+
+def row(engine: Engine, step_id: str) -> Step:
+    with sessions(engine)() as session:
+        return session.get_one(Step, step_id)
+
+
+def test_a_step_that_is_not_ready_is_left_alone(settings: Settings, engine: Engine, step_id: str) -> None:
+    transact(sessions(engine), lambda s: claims.claim(s, step_id, "another"))
+    assert supervisor(settings, engine, Puppet()).run(step_id) == "ignored"
+    assert supervisor(settings, engine, Puppet()).run("step_unknown") == "ignored"
+    assert (row(engine, step_id).worker, row(engine, step_id).attempt) == ("another", 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "error", "detail"),
+    [
+        (-signal.SIGKILL, "", "worker_lost", "the runner was killed by SIGKILL"),
+        (-signal.SIGSEGV, "Fatal Python error", "worker_lost", "SIGSEGV; its last words:\nFatal Python error"),
+        (1, "ImportError: x", "internal", "ended with code 1; its last words:\nImportError: x"),
+    ],
+)
+def test_a_crash_counts_and_the_step_is_ready_again(
+    settings: Settings, engine: Engine, step_id: str, code: int, words: str, error: str, detail: str
+) -> None:
+    assert supervisor(settings, engine, Puppet(code, words=words)).run(step_id) == "crashed"
+    step = row(engine, step_id)
+    assert (step.state, step.failures, step.attempt, step.error_code) == ("ready", 1, 1, error)
+    assert detail in str(step.error_detail)
+
+
+def test_the_last_crash_allowed_fails_the_step(settings: Settings, engine: Engine, step_id: str) -> None:
+    for _ in range(settings.max_attempts):
+        supervisor(settings, engine, Puppet(-signal.SIGKILL)).run(step_id)
+    assert (row(engine, step_id).state, row(engine, step_id).failures) == ("failed", 3)
+
+
+def test_a_silent_runner_is_killed_and_counted(settings: Settings, engine: Engine, step_id: str) -> None:
+    puppet = Puppet(looks=math.inf, quiet=1000.0)
+    assert supervisor(settings, engine, puppet).run(step_id) == "crashed"
+    assert puppet.signals == [signal.SIGKILL]
+    assert "no sign of life for 600 s" in str(row(engine, step_id).error_detail)
+
+
+@pytest.mark.parametrize("obedient", [True, False])
+def test_a_cancelled_step_is_asked_to_stop_and_then_killed(settings: Settings, engine: Engine, obedient: bool) -> None:
+    job_id, steps = post(settings, engine, dataset="digits-train", num_images=4, method={"name": "random"})
+    step_id = next(step for name, step in steps.items() if name.startswith("dataset"))
+    puppet = Puppet(looks=math.inf, ends_on={signal.SIGTERM: Exit.STOPPED} if obedient else None)
+    begun = puppet.start
+
+    def start(step_id: str, attempt: int) -> None:
+        begun(step_id, attempt)
+        transact(sessions(engine), lambda s: cancel.cancel(s, job_id))
+
+    puppet.start = start  # type: ignore[method-assign]
+    assert supervisor(settings, engine, puppet).run(step_id) == "handed back"
+    assert puppet.signals == [signal.SIGTERM] if obedient else [signal.SIGTERM, signal.SIGKILL]
+    assert (row(engine, step_id).state, row(engine, step_id).failures) == ("cancelled", 0)
+
+
+def test_draining_hands_the_step_back_uncounted(settings: Settings, engine: Engine, step_id: str) -> None:
+    one = supervisor(settings, engine, Puppet(looks=math.inf, ends_on={signal.SIGTERM: Exit.STOPPED}))
+    one.draining = True
+    assert one.run(step_id) == "handed back"
+    assert (row(engine, step_id).state, row(engine, step_id).failures) == ("ready", 0)
+
+
+def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(settings: Settings, engine: Engine, step_id: str) -> None:
+    def take_over(_: str, attempt: int) -> None:
+        transact(sessions(engine), lambda s: claims.release(s, step_id, attempt))
+        transact(sessions(engine), lambda s: claims.claim(s, step_id, "another"))
+
+    puppet = Puppet(looks=math.inf, ends_on={signal.SIGTERM: Exit.STOPPED})
+    begun = puppet.start
+    puppet.start = lambda step, attempt: (begun(step, attempt), take_over(step, attempt))  # type: ignore[assignment,return-value]
+    assert supervisor(settings, engine, puppet).run(step_id) == "lost"
+    assert puppet.signals == [signal.SIGTERM]
+    assert (row(engine, step_id).state, row(engine, step_id).worker, row(engine, step_id).attempt) == ("running", "another", 2)
+
+
+def test_what_the_runner_recorded_stands(settings: Settings, engine: Engine, step_id: str) -> None:
+    puppet = Puppet(Exit.FAILED)
+    puppet.before_end = lambda step, attempt: transact(
+        sessions(engine), lambda s: claims.fail(s, step, attempt, "bad_dataset", "not an image", "try another")
+    )
+    assert supervisor(settings, engine, puppet).run(step_id) == "failed"
+    step = row(engine, step_id)
+    assert (step.state, step.error_code, step.error_detail) == ("failed", "bad_dataset", "not an image")
+    with sessions(engine)() as session:
+        assert len(session.scalars(select(Event).where(Event.step_id == step_id, Event.type == "step_failed")).all()) == 1

@@ -1,0 +1,51 @@
+"""`python -m worker [--queues gpu,cpu] [--concurrency 1]`: a Celery worker with the flags that it needs."""
+
+import argparse
+import os
+import socket
+import sys
+import time
+
+from sqlalchemy.exc import OperationalError
+
+from jobs.database import connect
+from jobs.errors import WrongRevision
+from jobs.migrate import check_revision
+from jobs.settings import get_settings
+from worker.app import QUEUES, app
+
+# What a worker says to other workers is of no use here, and each costs Redis a broadcast; they have no settings, only flags.
+_QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser.add_argument("--queues", default=",".join(QUEUES), help="which steps to run: gpu, cpu or both")
+    parser.add_argument("--concurrency", type=int, default=1, help="steps at a time; one for each GPU that is visible")
+    parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="what the worker is called, unique among workers")
+    args = parser.parse_args()
+    queues = [name.strip() for name in args.queues.split(",")]
+    if unknown := set(queues) - set(QUEUES):
+        parser.error(f"no queue is called {', '.join(sorted(unknown))}; there are: {', '.join(QUEUES)}")
+    _wait_for_database()
+    options = ["--pool", "prefork", "--concurrency", str(args.concurrency), "--queues", ",".join(queues), "--hostname", args.name]
+    app.worker_main(["worker", *options, *_QUIET])
+
+
+def _wait_for_database() -> None:
+    """Return when the database is there and of the right revision; end the process if it is of another."""
+    engine = connect(get_settings())
+    while True:
+        try:
+            check_revision(engine)
+            engine.dispose()  # the pool children are forked from here, and connections do not survive that
+            return
+        except WrongRevision as error:
+            raise SystemExit(f"{error.detail}: {error.hint}") from None
+        except OperationalError as error:
+            print(f"the database cannot be reached; trying again: {str(error).splitlines()[0]}", file=sys.stderr)
+            time.sleep(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The Celery application: doorbells in, steps supervised. `python -m worker` starts it.
+
+SQL is the truth and a message is a doorbell, so nothing here guards a message: late, doubled and lost ones are all harmless.
+"""
+
+import logging
+import os
+import signal
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Reject
+from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown, worker_shutting_down
+from kombu.entity import Queue
+
+from jobs.database import connect, sessions
+from jobs.settings import get_settings
+from worker import logs
+from worker.launcher import Launcher
+from worker.supervise import Supervisor
+
+QUEUES = ("gpu", "cpu")
+TASK = "potstill.run_step"
+_DRAIN = signal.SIGUSR2  # from the main process to its children; Celery and billiard use USR1 and TERM themselves
+log = logging.getLogger(__name__)
+
+
+def broker_url(redis_url: str) -> str:
+    """Celery's spelling of a Redis URL: redis-py's `unix:///path?db=1` is kombu's `redis+socket:///path?virtual_host=1`."""
+    if not redis_url.startswith("unix://"):
+        return redis_url
+    return "redis+socket://" + redis_url.removeprefix("unix://").replace("?db=", "?virtual_host=").replace("&db=", "&virtual_host=")
+
+
+def make_app(redis_url: str) -> Celery:
+    """The application on one broker; a setting that is not Celery's default says why."""
+    app = Celery("potstill", broker=broker_url(redis_url))
+    app.conf.update(
+        task_queues=[Queue(name, routing_key=name) for name in QUEUES],  # type: ignore[no-untyped-call]
+        task_default_queue="cpu",
+        task_create_missing_queues=False,  # a queue that nobody listens to would swallow doorbells
+        task_serializer="json",
+        accept_content=["json"],  # nothing is ever unpickled
+        task_ignore_result=True,  # results are rows; there is no result backend
+        task_acks_late=True,  # a message counts as reserved while its step runs, so that a busy worker takes no other
+        task_reject_on_worker_lost=True,  # a pool child that dies gives the doorbell back; the step's lease decides the rest
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,  # Redis only: no message is taken before a pool child is free, else it waits behind a long step
+        task_publish_retry=False,  # the maintenance loop sends, and has its own back-off
+        broker_connection_timeout=4.0,
+        broker_connection_retry_on_startup=True,  # without it a worker that starts before Redis may give up
+        broker_connection_max_retries=None,  # Celery's default is 100 tries, then the worker ends
+        broker_transport_options={
+            "visibility_timeout": 7 * 24 * 3600,  # after it kombu sends the doorbell of a step that still runs to others
+            "socket_connect_timeout": 4.0,
+            "socket_keepalive": True,
+        },
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # a lost broker stops no step
+        worker_enable_remote_control=False,  # its reply queues and broadcasts cost Redis traffic for every worker
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_soft_shutdown_timeout=0.0,  # a warm shutdown is bounded already: it drains (see _tell_children)
+        enable_utc=True,
+    )
+    return app
+
+
+app = make_app(get_settings().redis_url)
+_supervisor: Supervisor | None = None  # of this pool child; made after the fork
+_main: Any = None  # the WorkController, in the main process
+
+
+@app.task(name=TASK)
+def run_step(step_id: str) -> None:
+    """Claim and supervise one step; returns when its attempt is over, or at once if the step is not ready."""
+    if _supervisor is None:
+        raise RuntimeError("a step was given to a process that is not a pool child")
+    if _supervisor.draining:
+        raise Reject("the worker is shutting down", requeue=True)
+    # While a step runs TERM means drain as well: a cold shutdown, or a service manager that signals every process.
+    before = signal.signal(signal.SIGTERM, _drain)
+    try:
+        _supervisor.run(step_id)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@setup_logging.connect
+def _set_up_logging(**_: object) -> None:
+    settings = get_settings()
+    logs.configure(settings.log_level, settings.log_json)
+
+
+@worker_init.connect
+def _begin_main(sender: Any, **_: object) -> None:
+    """In the main process, whose children a shutdown must reach."""
+    global _main
+    _main = sender
+
+
+@worker_process_init.connect
+def _begin_child(sender: str | None = None, **_: object) -> None:
+    """In each pool child: connections of its own, and a template that loads torch while the child waits for work."""
+    global _supervisor
+    settings = get_settings()
+    _supervisor = Supervisor(settings, sessions(connect(settings)), Launcher(), f"{sender}/{os.getpid()}")
+    signal.signal(_DRAIN, _drain)
+    _supervisor.launcher.warm()
+
+
+@worker_shutting_down.connect
+def _tell_children(**_: object) -> None:
+    """In the main process, on TERM or Ctrl-C: Celery would wait for running steps to finish; ours are to checkpoint and go back."""
+    for pid in _main.pool.info["processes"] if _main is not None and _main.pool else []:
+        os.kill(pid, _DRAIN)
+
+
+@worker_process_shutdown.connect
+def _end_child(**_: object) -> None:
+    if _supervisor is not None:
+        _supervisor.launcher.close()
+
+
+def _drain(*_: object) -> None:
+    if _supervisor is not None:
+        _supervisor.draining = True

@@ -1,0 +1,107 @@
+"""The supervisor's hold on its template process (`worker.template`) and on the one runner that it may have started."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_TAIL = 4000  # characters of a crashed runner's last words that are kept
+
+
+class Launcher:
+    """Starts one runner at a time. Not for threads: the kernel ties the template's life to the thread that starts it."""
+
+    def __init__(self) -> None:
+        self._template: subprocess.Popen[bytes] | None = None
+        self._pending = b""
+        self._log: Path | None = None
+        self._code: int | None = None
+        self.pid: int | None = None  # of the runner, once it is known
+        self._sign = (0.0, 0.0)  # the log file's time of change, and when (monotonic) it was first seen
+
+    def warm(self) -> None:
+        """Have a template loading, so that the next `start` need not wait for it."""
+        if self._template is None or self._template.poll() is not None:
+            self.close()
+            command = [sys.executable, "-m", "worker.template", str(os.getpid())]
+            self._template = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert self._template.stdout is not None
+            os.set_blocking(self._template.stdout.fileno(), False)
+
+    def start(self, step_id: str, attempt: int) -> None:
+        """Start the runner of one attempt; nothing else may be running."""
+        self.warm()
+        handle, name = tempfile.mkstemp(prefix="runner-", suffix=".log")
+        os.close(handle)
+        self._log, self._code, self.pid = Path(name), None, None
+        self._sign = (0.0, time.monotonic())
+        self._tell(f"run {step_id} {attempt} {name}")
+
+    def poll(self) -> int | None:
+        """The exit code of the runner if it has ended: negative for a signal, and -9 if the template died and took it along."""
+        if self._code is None:
+            self._listen()
+        return self._code
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the runner's process group, if it is still there."""
+        self._tell(f"signal {number}")
+
+    def silence(self) -> float:
+        """Seconds since the runner last wrote to, or touched, the file that its standard output goes to."""
+        assert self._log is not None
+        changed, now = self._log.stat().st_mtime, time.monotonic()
+        if changed != self._sign[0]:
+            self._sign = (changed, now)
+        return now - self._sign[1]
+
+    def last_words(self) -> str:
+        """The end of what the runner wrote to its standard output and error; forgets them."""
+        if self._log is None:
+            return ""
+        with open(self._log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            text = file.read().decode(errors="replace").strip()
+        self._log.unlink()
+        self._log = None
+        return text
+
+    def close(self) -> None:
+        """End the template, and with it any runner, at once."""
+        if self._template is not None:
+            self._template.kill()
+            self._template.wait()
+            for pipe in (self._template.stdin, self._template.stdout):
+                assert pipe is not None
+                pipe.close()
+        self._template, self._pending = None, b""
+
+    def _tell(self, line: str) -> None:
+        assert self._template is not None
+        assert self._template.stdin is not None
+        try:
+            os.write(self._template.stdin.fileno(), f"{line}\n".encode())  # far below what a pipe takes whole
+        except BrokenPipeError:
+            self._listen()  # it died: poll will say so
+
+    def _listen(self) -> None:
+        assert self._template is not None
+        assert self._template.stdout is not None
+        try:
+            chunk = os.read(self._template.stdout.fileno(), 65536)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self.close()
+            self._code = -signal.SIGKILL
+            return
+        *lines, self._pending = (self._pending + chunk).split(b"\n")
+        for line in lines:
+            word, number = line.decode().split()
+            if word == "started":
+                self.pid = int(number)
+            else:
+                self._code = int(number)

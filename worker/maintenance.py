@@ -1,0 +1,115 @@
+"""`python -m worker.maintenance`: relays the outbox to Celery, reaps expired leases, rings again. Several may run at once."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
+from sqlalchemy.orm import Session, sessionmaker
+
+from jobs import catalogue, claims, outbox
+from jobs.database import connect, sessions, transact
+from jobs.migrate import check_revision
+from jobs.settings import Settings, get_settings
+from worker import logs
+from worker.app import QUEUES, TASK, make_app
+from worker.patience import AWAY, patiently
+
+RELAY_EVERY = 0.3  # seconds
+_LONGEST = 15.0  # seconds between two tries of a duty that fails
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Duty:
+    """Something to do again and again. every: seconds. A duty that fails is tried ever more slowly, and logged once."""
+
+    name: str
+    every: float
+    act: Callable[[], int]
+    due: float = 0.0
+    failures: int = 0
+
+    def run(self) -> None:
+        try:
+            count = self.act()
+        except (*AWAY, BrokerError, OSError) as error:
+            if not self.failures:
+                log.warning("%s fails, and is tried again: %s", self.name, (str(error).splitlines() or [type(error).__name__])[0])
+            self.failures += 1
+        else:
+            if self.failures:
+                log.info("%s works again", self.name)
+            self.failures = 0
+            if count:
+                log.info("%s: %d", self.name, count)
+        self.due = time.monotonic() + min(self.every * 2**self.failures, max(self.every, _LONGEST))
+
+
+class Maintenance:
+    """The duties of one process, over one database and one broker."""
+
+    def __init__(self, settings: Settings, factory: sessionmaker[Session], app: Celery) -> None:
+        self.settings, self.sessions, self.app = settings, factory, app
+        slow = min(5.0, settings.lease_seconds / 3)
+        self.duties = [
+            Duty("relay doorbells", RELAY_EVERY, self.relay),
+            Duty("reap expired leases", slow, self.reap),
+            Duty("ring again", min(5.0, settings.ring_seconds / 3), self.ring_again),
+        ]
+
+    def relay(self) -> int:
+        return outbox.relay(self.sessions, self._send)
+
+    def reap(self) -> int:
+        return transact(self.sessions, claims.reap)
+
+    def ring_again(self) -> int:
+        empty = self._empty_queues()
+        return transact(self.sessions, lambda s: outbox.ring_again(s, after=self.settings.ring_seconds, empty=empty))
+
+    def _send(self, step_id: str, queue: str) -> None:
+        self.app.send_task(TASK, args=[step_id], queue=queue)
+
+    def _empty_queues(self) -> list[str]:
+        """Queues that hold no message: a step that is ready and waits in none of them has lost its doorbell."""
+        with self.app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=4)
+            channel = connection.default_channel
+            return [name for name in QUEUES if not channel.client.llen(name)]
+
+    def run(self, stop: threading.Event) -> None:
+        """Do every duty when it is due until `stop` is set."""
+        while not stop.is_set():
+            for duty in self.duties:
+                if time.monotonic() >= duty.due:
+                    duty.run()
+            stop.wait(max(0.0, min(duty.due for duty in self.duties) - time.monotonic()))
+
+
+def main() -> None:
+    settings = get_settings()
+    logs.configure(settings.log_level, settings.log_json)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    engine = connect(settings)
+    factory = sessions(engine)
+    try:
+        patiently(factory, lambda s: s.connection().closed, stop.wait)  # wait for the database, then look at its revision
+        check_revision(engine)
+        patiently(factory, catalogue.ensure_builtins, stop.wait)
+        log.info("maintenance begins")
+        Maintenance(settings, factory, make_app(settings.redis_url)).run(stop)
+    except AWAY:
+        log.info("told to stop before the database could be reached")
+    engine.dispose()
+    log.info("maintenance ends")
+
+
+if __name__ == "__main__":
+    main()

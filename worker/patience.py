@@ -1,0 +1,37 @@
+"""Transactions that outlast a database that is away for a while."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, TimeoutError
+from sqlalchemy.orm import Session, sessionmaker
+
+from jobs.database import transact
+
+AWAY = (OperationalError, InterfaceError, InternalError, TimeoutError)  # what SQLAlchemy raises when the database cannot be reached
+
+_LONGEST = 10.0  # seconds between two tries
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def patiently(sessions: sessionmaker[Session], work: Callable[[Session], T], wait: Callable[[float], bool]) -> T:
+    """Commit `work`, again and again while the database is away; other errors pass through.
+
+    wait(seconds) pauses and says whether to give up, which raises the database's own error. `threading.Event.wait` fits.
+    """
+    pause = 0.5
+    while True:
+        try:
+            return transact(sessions, work)
+        except AWAY as error:
+            if pause == 0.5:
+                log.warning("the database cannot be reached; trying again: %s", _first_line(error))
+            if wait(pause):
+                raise
+            pause = min(2 * pause, _LONGEST)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,220 @@
+"""`python -m worker.runner STEP ATTEMPT`: runs one attempt of one step in this process, which owns the accelerator and then ends."""
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from sqlalchemy.orm import Session, sessionmaker
+
+from ddcore.errors import DdcoreError, Stopped
+from ddcore.events import Event, Reporter
+from ddcore.run import choose_device, run_step, set_deterministic
+from ddcore.task import Resources
+from jobs import claims
+from jobs.database import connect, sessions
+from jobs.errors import LeaseLost, StoreFull
+from jobs.records import record
+from jobs.settings import Settings, get_settings
+from jobs.store import Store
+from worker import logs, outputs
+from worker.exits import Exit
+from worker.inputs import InputCache
+from worker.lineage import die_with_parent, watch_parent
+from worker.patience import AWAY, patiently
+from worker.recorder import Recorder
+
+_SIGN_OF_LIFE = 1.0  # seconds between two
+_TRACE_LINES = 12
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def run(step_id: str, attempt: int) -> int:
+    """Run the attempt that a supervisor has claimed and record how it ended; the exit code for the supervisor."""
+    settings = get_settings()
+    engine = connect(settings)
+    began = time.monotonic()
+    try:
+        runner = _Runner(settings, sessions(engine), step_id, attempt)
+        signal.signal(signal.SIGTERM, lambda *_: runner.stop.set())
+        code = runner.run()
+    finally:
+        engine.dispose()
+    seconds = round(time.monotonic() - began, 2)
+    log.info("runner ends", extra={"step_id": step_id, "attempt": attempt, "code": code.name, "seconds": seconds})
+    return code
+
+
+class _Runner:
+    """One attempt. stop is set by SIGTERM or with `lost`, when another attempt has taken over."""
+
+    def __init__(self, settings: Settings, factory: sessionmaker[Session], step_id: str, attempt: int) -> None:
+        self.settings, self.sessions, self.step_id, self.attempt = settings, factory, step_id, attempt
+        self.store = Store(settings.store)
+        self.stop, self.lost = threading.Event(), threading.Event()
+        self._last_sign = 0.0
+
+    def run(self) -> Exit:
+        try:
+            self._execute()
+            return Exit.DONE
+        except LeaseLost:
+            return Exit.LOST
+        except Stopped:
+            return Exit.LOST if self.lost.is_set() else Exit.STOPPED
+        except AWAY:
+            return Exit.STOPPED  # asked to stop while the database was away
+        except Exception as error:
+            log.warning("step fails", exc_info=error, extra={"step_id": self.step_id, "attempt": self.attempt})
+            return self._fail(error)
+
+    def _execute(self) -> None:
+        work = self._commit(lambda s: claims.load(s, self.step_id, self.attempt))
+        log.info("runner begins", extra={"step_id": self.step_id, "attempt": self.attempt, "kind": work.kind, "pid": os.getpid()})
+        place = Workplace(self.settings.scratch / "steps", work.key, self.attempt)
+        cache = InputCache(self.settings.scratch / "inputs", self.store, self.settings.cache_bytes)
+        recorder = Recorder(self.sessions, self.step_id, self.attempt, self._on_lost)
+        try:
+            inputs = {role: [self._alive(cache.folder, files) for files in steps] for role, steps in work.inputs.items()}
+            set_deterministic(self.settings.threads or None)
+            reporter = Reporter(sink=lambda event: self._say(recorder, event), should_stop=self.stop.is_set)
+            device = choose_device(self.settings.device)
+            summary = run_step(work.kind, work.params, inputs, place.out, place.work, reporter, device, self._resources(work.params))
+            artifacts = self._keep(place.out)
+        finally:
+            rest = recorder.close()
+        if rest:
+            self._commit(lambda s: record(s, self.step_id, self.attempt, rest))
+        self._commit(lambda s: claims.succeed(s, self.step_id, self.attempt, artifacts, summary))
+        place.remove()
+        cache.close()
+
+    def _keep(self, out: Path) -> list[claims.NewArtifact]:
+        """Put every file of `out` into the store. Nobody sees them before the transaction that names them."""
+        kinds = outputs.kinds_of(path.name for path in out.iterdir())
+        artifacts = []
+        for name, kind in kinds.items():
+            blob = self._alive(self.store.put, out / name)
+            artifacts.append(claims.NewArtifact(name, kind, outputs.media_type_of(name), blob.sha256, blob.size))
+        return artifacts
+
+    def _resources(self, params: dict[str, Any]) -> Resources:
+        archive = params.get("source", {}).get("archive")
+        checkpoint = params.get("teacher", {}).get("checkpoint")
+        return Resources(
+            archives={archive: self.store.path(archive)} if archive else {},
+            checkpoints={checkpoint: self.store.path(checkpoint)} if checkpoint else {},
+            downloads=self.settings.scratch / "downloads",
+        )
+
+    def _fail(self, error: Exception) -> Exit:
+        code, detail, hint, retryable = explain(error)
+        try:
+            self._commit(lambda s: claims.fail(s, self.step_id, self.attempt, code, detail, hint, retryable=retryable))
+        except LeaseLost:
+            return Exit.LOST
+        except AWAY:
+            return Exit.STOPPED
+        return Exit.FAILED
+
+    def _commit(self, work: Callable[[Session], T]) -> T:
+        return patiently(self.sessions, work, self._wait)
+
+    def _wait(self, seconds: float) -> bool:
+        self._sign()  # waiting for the database on purpose is not hanging
+        return self.stop.wait(seconds)
+
+    def _on_lost(self) -> None:
+        self.lost.set()
+        self.stop.set()
+
+    def _say(self, recorder: Recorder, event: Event) -> None:
+        self._sign()
+        recorder(event)
+
+    def _alive(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that may take long between two signs of life."""
+        self._sign()
+        return function(*args)
+
+    def _sign(self) -> None:
+        """A sign of life: the supervisor watches the age of the file that our standard output goes to."""
+        now = time.monotonic()
+        if now - self._last_sign >= _SIGN_OF_LIFE:
+            self._last_sign = now
+            with contextlib.suppress(OSError):  # started by hand, on a terminal
+                os.utime(1)
+
+
+class Workplace:
+    """The folder of a step on this machine: `work` (its checkpoint) outlives an attempt, `out` begins empty each time.
+
+    It is locked while in use. If an earlier attempt that was given up is still writing there, this one has a folder to itself.
+    """
+
+    def __init__(self, root: Path, name: str, attempt: int) -> None:
+        self._lock: int | None = None
+        for path in (root / name, root / f"{name}.{attempt}"):
+            path.mkdir(parents=True, exist_ok=True)
+            if self._take(path):
+                break
+        self.path, self.work, self.out = path, path / "work", path / "out"
+        self.work.mkdir(exist_ok=True)
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+        os.utime(path)
+
+    def _take(self, path: Path) -> bool:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._lock = descriptor
+        return True
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def explain(error: Exception) -> tuple[str, str, str, bool]:
+    """The code, detail and hint that a person reads, and whether another attempt could end differently."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, DdcoreError):
+        return error.code, error.detail, error.hint, False
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "out_of_memory", text.splitlines()[0], "smaller batches, a smaller student or fewer images", False
+    if isinstance(error, StoreFull) or "No space left on device" in text:
+        return "internal", f"the worker's disk is full: {text.splitlines()[0]}", "free some space, then retry the job", True
+    lines = "".join(traceback.format_exception(error)).strip().splitlines()[-_TRACE_LINES:]
+    return "internal", "\n".join(lines), "this is a fault of potstill or of its installation: please report it with this text", True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker.runner", description=__doc__)
+    parser.add_argument("step")
+    parser.add_argument("attempt", type=int)
+    parser.add_argument("--parent", type=int, help="the process to end with")
+    args = parser.parse_args()
+    if args.parent is not None:
+        die_with_parent(args.parent)
+        watch_parent(args.parent)
+    settings = get_settings()
+    logs.configure(settings.log_level, settings.log_json)
+    return run(args.step, args.attempt)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,155 @@
+"""Claims a step and watches over the process that runs it: lease, cancellation, hang, drain, crash. Never imports torch."""
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from jobs import claims
+from jobs.database import transact
+from jobs.errors import LeaseLost
+from jobs.settings import Settings
+from worker.exits import Exit
+from worker.launcher import Launcher
+from worker.patience import AWAY, patiently
+
+_TICK = 0.1  # seconds between looks at the runner
+_KILLED = 5.0  # seconds that a killed runner may take to be gone, before its template is killed too
+_NO_MEMORY = "often the machine was out of memory: its kernel log says so; smaller batches or fewer images need less"
+T = TypeVar("T")
+Why = Literal["cancel", "drain", "lost", "stall"]
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Watch:
+    """What is known of the attempt under way. Times are of the monotonic clock."""
+
+    step_id: str
+    attempt: int
+    next_beat: float
+    why: Why | None = None  # the reason it was first asked to end
+    kill_at: float = math.inf
+    killed_at: float = math.inf
+
+    @property
+    def ids(self) -> dict[str, object]:
+        return {"step_id": self.step_id, "attempt": self.attempt}
+
+
+class Supervisor:
+    """Runs steps one after the other, each in a runner of its own. draining: set (by a signal) to hand back what is running."""
+
+    def __init__(self, settings: Settings, factory: sessionmaker[Session], launcher: Launcher, name: str) -> None:
+        self.settings, self.sessions, self.launcher, self.name = settings, factory, launcher, name
+        self.draining = False
+        self._parent = os.getppid()
+
+    def run(self, step_id: str) -> str:
+        """Claim the step and see its attempt through; how that ended, in a word. A step that is not ready is left alone: "ignored"."""
+        lease = self.settings.lease_seconds
+        claim = self._commit(lambda s: claims.claim(s, step_id, self.name, lease_seconds=lease))
+        if claim is None:
+            log.debug("doorbell for a step that is not ready", extra={"step_id": step_id})
+            return "ignored"
+        began = time.monotonic()
+        watch = _Watch(step_id, claim.attempt, began + self.settings.heartbeat_seconds)
+        log.info("step claimed", extra=watch.ids | {"kind": claim.kind})
+        self.launcher.start(step_id, claim.attempt)
+        while (code := self.launcher.poll()) is None:
+            self._look(watch)
+            time.sleep(_TICK)
+        words = self.launcher.last_words()
+        try:
+            outcome = self._settle(watch, code, words)
+        except LeaseLost:
+            outcome = "lost"
+        except AWAY:
+            outcome = "unrecorded"  # its lease will run out
+        log.info("step %s", outcome, extra=watch.ids | {"kind": claim.kind, "code": code, "seconds": round(time.monotonic() - began, 2)})
+        return outcome
+
+    def _look(self, watch: _Watch) -> None:
+        """Do what is due: renew the lease, ask the runner to stop, or kill it."""
+        now = time.monotonic()
+        if watch.why is None and (self.draining or os.getppid() != self._parent):
+            self._stop(watch, "drain", now)
+        if now >= watch.next_beat:
+            self._beat(watch, now)
+        if self.launcher.silence() > self.settings.stall_seconds and watch.why is None:
+            watch.why, watch.kill_at = "stall", now
+        if now >= watch.kill_at:
+            log.warning("killing the runner: %s", watch.why, extra=watch.ids)
+            self.launcher.signal(signal.SIGKILL)
+            watch.kill_at, watch.killed_at = math.inf, now
+        elif now >= watch.killed_at + _KILLED:
+            self.launcher.close()
+
+    def _beat(self, watch: _Watch, now: float) -> None:
+        lease = self.settings.lease_seconds
+        try:
+            answer = transact(self.sessions, lambda s: claims.heartbeat(s, watch.step_id, watch.attempt, lease_seconds=lease))
+        except AWAY as error:
+            log.warning("heartbeat failed: %s", type(error).__name__, extra=watch.ids)
+            watch.next_beat = now + min(1.0, self.settings.heartbeat_seconds)
+            return
+        watch.next_beat = now + self.settings.heartbeat_seconds
+        if answer == "cancel" and watch.why is None:
+            self._stop(watch, "cancel", now)
+        elif answer == "lost" and watch.why != "lost" and self.launcher.poll() is None:
+            # The runner may have recorded its end between two looks: then it is about to leave, and the grace is for that.
+            self._stop(watch, "lost", now)
+
+    def _stop(self, watch: _Watch, why: Why, now: float) -> None:
+        log.info("asking the runner to stop: %s", why, extra=watch.ids)
+        watch.why, watch.kill_at = why, now + self.settings.stop_grace_seconds
+        self.launcher.signal(signal.SIGTERM)
+
+    def _settle(self, watch: _Watch, code: int, words: str) -> str:
+        """Record how the attempt ended, where the runner could not. Raises `LeaseLost`."""
+        step_id, attempt = watch.step_id, watch.attempt
+        if code == Exit.DONE:
+            return "succeeded"
+        if code == Exit.FAILED:
+            return "failed"
+        if code == Exit.LOST or watch.why == "lost":
+            return "lost"
+        if watch.why == "stall":
+            detail = f"the runner gave no sign of life for {self.settings.stall_seconds:g} s and was killed"
+            return self._crashed(step_id, attempt, "worker_lost", detail, "", words)
+        if code == Exit.STOPPED or watch.why is not None:
+            self._commit(lambda s: claims.release(s, step_id, attempt))
+            return "handed back"
+        if code < 0:
+            detail = f"the runner was killed by {_signal_name(-code)}"
+            return self._crashed(step_id, attempt, "worker_lost", detail, _NO_MEMORY if -code == signal.SIGKILL else "", words)
+        return self._crashed(step_id, attempt, "internal", f"the runner ended with code {code}", "see the worker's log", words)
+
+    def _crashed(self, step_id: str, attempt: int, error: str, detail: str, hint: str, words: str) -> str:
+        log.warning(detail, extra={"step_id": step_id, "attempt": attempt})
+        text = f"{detail}; its last words:\n{words}" if words else detail
+        self._commit(lambda s: claims.fail(s, step_id, attempt, error, text, hint, retryable=True))
+        return "crashed"
+
+    def _commit(self, work: Callable[[Session], T]) -> T:
+        """Commit, trying for as long as a lease lasts: after that, whoever reaps it decides."""
+        until = time.monotonic() + self.settings.lease_seconds
+
+        def wait(seconds: float) -> bool:
+            time.sleep(seconds)
+            return self.draining or time.monotonic() > until
+
+        return patiently(self.sessions, work, wait)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

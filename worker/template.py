@@ -1,0 +1,124 @@
+"""`python -m worker.template`: has imported torch and the engine already, and forks one runner at a time from itself.
+
+Importing them takes seconds of a core; a fork takes milliseconds. Each step still has a process of its own, in a process group of
+its own, which ends with the step. Nothing here may start a thread or touch the accelerator: neither survives a fork. Where a
+fork of loaded libraries is not safe (macOS) the runner is a fresh interpreter instead.
+
+Speaks lines with `worker.launcher`: reads `run STEP ATTEMPT LOG` and `signal NUMBER`, answers `started PID` and `ended CODE`.
+"""
+
+import contextlib
+import faulthandler
+import gc
+import os
+import select
+import signal
+import subprocess
+import sys
+import traceback
+
+from jobs.settings import get_settings
+from worker import logs, runner
+from worker.lineage import die_with_parent
+
+_CAN_FORK = sys.platform == "linux"
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a signal to the whole service is the supervisor's to handle
+_TICK = 0.05  # seconds between looks at the runner
+
+
+def serve(parent: int) -> None:
+    """Start runners for process `parent` until it closes our standard input, or dies."""
+    die_with_parent(parent)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    settings = get_settings()
+    logs.configure(settings.log_level, settings.log_json, logs.own_stream())
+    gc.freeze()  # what is loaded now stays shared with the runners
+    child: int | None = None
+    pending = b""
+    while os.getppid() == parent:
+        if select.select([0], [], [], 1.0 if child is None else _TICK)[0]:
+            chunk = os.read(0, 65536)
+            if not chunk:
+                break
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                child = _obey(line.decode().split(" ", 3), child)
+        if child is not None and (code := _ended(child)) is not None:
+            child = None
+            _say(f"ended {code}")
+    if child is not None:
+        _signal_group(child, signal.SIGKILL)
+
+
+def _say(line: str) -> None:
+    os.write(1, f"{line}\n".encode())
+
+
+def _obey(words: list[str], child: int | None) -> int | None:
+    """Carry out one command; the process id of the runner that is there afterwards."""
+    match words:
+        case ["run", step_id, attempt, log] if child is None:
+            child = _fork(step_id, int(attempt), log) if _CAN_FORK else _spawn(step_id, attempt, log)
+            _say(f"started {child}")
+        case ["signal", number] if child is not None:
+            _signal_group(child, int(number))
+    return child
+
+
+def _fork(step_id: str, attempt: int, log: str) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        with contextlib.suppress(OSError):  # the child does the same: whoever comes first
+            os.setpgid(pid, pid)
+        return pid
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        die_with_parent(parent)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_DFL)
+        _redirect(log)
+        faulthandler.enable()  # a segmentation fault leaves a traceback in the log
+        code = runner.run(step_id, attempt)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # never back into the loop above
+
+
+def _redirect(log: str) -> None:
+    """Standard input from nowhere; output and errors to the file `log`, whose end explains a crash."""
+    null, file = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((null, 0), (file, 1), (file, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(file)
+
+
+def _spawn(step_id: str, attempt: str, log: str) -> int:
+    command = [sys.executable, "-m", "worker.runner", step_id, attempt, "--parent", str(os.getpid())]
+    with open(log, "ab") as file:
+        # Reaped in _ended, by process id, as a forked runner is.
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True).pid
+
+
+def _ended(child: int) -> int | None:
+    """The exit code of the runner if it has ended (negative: the signal), with whatever it left in its group killed."""
+    pid, status = os.waitpid(child, os.WNOHANG)
+    if not pid:
+        return None
+    _signal_group(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
