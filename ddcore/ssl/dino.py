@@ -1,0 +1,135 @@
+"""DINO (2104.14294): a student matches the centred and sharpened output of its own exponential moving average."""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ddcore.specs import DinoSpec
+
+MAX_NORM = 3.0  # the paper's gradient clipping
+
+
+class DinoHead(nn.Module):
+    """Three-layer MLP, l2 norm, then a weight-normalised linear layer whose rows (prototypes) have length one (appendix C).
+
+    Input: features [b, d]; output: logits [b, out_dim].
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, hidden_dim: int, bottleneck_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, bottleneck_dim)
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Parameter(torch.empty(out_dim, bottleneck_dim))
+        nn.init.normal_(self.prototypes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bottleneck = functional.normalize(self.layers(x).float(), dim=1)
+        return functional.linear(bottleneck, functional.normalize(self.prototypes, dim=1))
+
+
+def dino_loss(
+    student: Sequence[torch.Tensor],
+    teacher: Sequence[torch.Tensor],
+    center: torch.Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Equation 3 with centring, and the mean entropy of the teacher's distributions.
+
+    student, teacher: logits [b, K] a view; the teacher's views are the first ones of the student's. The loss is the mean over pairs
+    of different views (t, s) and images of H(softmax((g_t - c) / tau_t), softmax(g_s / tau_s)). center: c, [K]. No gradient
+    flows through the teacher. Loss minus entropy is the mean KL divergence.
+    """
+    log_student = [functional.log_softmax(logits / student_temperature, dim=1) for logits in student]
+    targets = [functional.log_softmax((logits.detach() - center) / teacher_temperature, dim=1) for logits in teacher]
+    total = log_student[0].new_zeros(())
+    for t, log_target in enumerate(targets):
+        target = log_target.exp()
+        for s, log_probability in enumerate(log_student):
+            if s != t:
+                total = total - (target * log_probability).sum(1).mean()
+    entropy = torch.stack([-(log_target.exp() * log_target).sum(1).mean() for log_target in targets]).mean()
+    return total / (len(targets) * (len(log_student) - 1)), entropy
+
+
+def update_center(center: torch.Tensor, teacher: Sequence[torch.Tensor], momentum: float) -> None:
+    """Equation 4, in place: c = m c + (1 - m) mean of the teacher's logits over views and images."""
+    center.mul_(momentum).add_(torch.cat(list(teacher)).mean(0), alpha=1 - momentum)
+
+
+def momentum_at(step: int, total: int, start: float) -> float:
+    """The teacher's momentum: a cosine from `start` at step 0 to 1 at step `total`."""
+    return 1 - (1 - start) * (math.cos(math.pi * step / total) + 1) / 2
+
+
+def teacher_temperature_at(epoch: float, spec: DinoSpec) -> float:
+    """A linear warm-up over the first `warmup_teacher_epochs`, then constant."""
+    if epoch >= spec.warmup_teacher_epochs:
+        return spec.teacher_temperature
+    part = epoch / spec.warmup_teacher_epochs
+    return spec.warmup_teacher_temperature + part * (spec.teacher_temperature - spec.warmup_teacher_temperature)
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Every parameter of the teacher becomes m * teacher + (1 - m) * student. Running statistics are the teacher's own."""
+    for average, current in zip(teacher.parameters(), student.parameters(), strict=True):
+        average.mul_(momentum).add_(current, alpha=1 - momentum)
+
+
+class Dino:
+    """Student and teacher, each a backbone with a head. The teacher starts as the student's copy and sees global views only."""
+
+    max_norm: float | None = MAX_NORM
+
+    def __init__(self, spec: DinoSpec, backbone: nn.Module, feature_dim: int) -> None:
+        head = DinoHead(feature_dim, spec.out_dim, spec.hidden_dim, spec.bottleneck_dim)
+        self.modules: dict[str, nn.Module] = {"backbone": backbone, "head": head}
+        self.modules["teacher_backbone"] = copy.deepcopy(backbone).requires_grad_(False)
+        self.modules["teacher_head"] = copy.deepcopy(head).requires_grad_(False)
+        self.buffers = {"center": torch.zeros(spec.out_dim, device=next(backbone.parameters()).device)}
+        self._spec = spec
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.modules["backbone"]
+
+    @property
+    def result(self) -> nn.Module:
+        return self.modules["teacher_backbone"]
+
+    def learning(self) -> list[nn.Module]:
+        return [self.modules["backbone"], self.modules["head"]]
+
+    def loss(self, views: list[torch.Tensor], epoch: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Global views go through the student in one batch, local ones in another, as in the paper's multi-crop."""
+        globals_ = torch.cat(views[:2])
+        student = list(self.modules["head"](self.modules["backbone"](globals_)).chunk(2))
+        if len(views) > 2:
+            student += self.modules["head"](self.modules["backbone"](torch.cat(views[2:]))).chunk(len(views) - 2)
+        with torch.no_grad():
+            teacher = self.modules["teacher_head"](self.modules["teacher_backbone"](globals_)).chunk(2)
+        center = self.buffers["center"]
+        loss, entropy = dino_loss(student, teacher, center, self._spec.student_temperature, teacher_temperature_at(epoch, self._spec))
+        update_center(center, teacher, self._spec.center_momentum)
+        return loss, {"entropy": entropy, "kl": loss.detach() - entropy}
+
+    def before_update(self, epoch: int) -> None:
+        """Prototypes stand still during the first epochs (appendix C)."""
+        if epoch < self._spec.freeze_last_layer_epochs:
+            self.modules["head"].get_parameter("prototypes").grad = None
+
+    def after_update(self, step: int, total: int) -> dict[str, float]:
+        momentum = momentum_at(step, total, self._spec.momentum)
+        ema_update(self.modules["teacher_backbone"], self.modules["backbone"], momentum)
+        ema_update(self.modules["teacher_head"], self.modules["head"], momentum)
+        return {"ema_momentum": momentum}

@@ -1,0 +1,250 @@
+"""The teacher step: a backbone is trained on unlabelled images by DINO, Barlow Twins or SimCLR, measured, and kept."""
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from ddcore.checkpoint import read_checkpoint, write_checkpoint
+from ddcore.data.augment import random_views
+from ddcore.data.images import Images, load_dataset, mean_std, normalise
+from ddcore.errors import DdcoreError, Stopped
+from ddcore.events import Every
+from ddcore.networks.backbones import build_backbone, feature_dim
+from ddcore.specs import BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec, TeacherSpec
+from ddcore.ssl.barlow_twins import barlow_twins
+from ddcore.ssl.dino import Dino
+from ddcore.ssl.given import given_teacher
+from ddcore.ssl.measure import extract_features, knn_accuracy, measure, refuse_collapsed
+from ddcore.ssl.objective import Objective
+from ddcore.ssl.simclr import simclr
+from ddcore.ssl.teacher import Manifest, save_teacher
+from ddcore.ssl.trajectory import flat, gather, keep_snapshot, snapshot_steps
+from ddcore.task import Task, generator
+
+Trained = DinoSpec | BarlowTwinsSpec | SimCLRSpec
+CHECKPOINT_SECONDS = 60
+POINTS = 300  # of a curve
+LOOKS = 5  # k-NN accuracies measured on the way, on a sample
+LOOK_IMAGES = 2000
+
+
+def train_teacher(task: Task) -> dict[str, Any]:
+    """Write teacher.safetensors, teacher.json, trajectory.safetensors and history.json.
+
+    params: {"teacher": a `TeacherSpec`, "seed": int}; input: dataset. Raises `DdcoreError` diverged or teacher_collapsed, and for
+    given teachers bad_checkpoint or download_failed. For DINO the teacher kept is the moving average, the trajectory holds both.
+    """
+    spec: TeacherSpec = TypeAdapter(TeacherSpec).validate_python(task.params["teacher"])
+    data = load_dataset(task.input("dataset")).to(task.device)
+    if isinstance(spec, GivenTeacherSpec):
+        return given_teacher(spec, data, task)
+    run = Run(spec, data, task)
+    run.train()
+    return run.finish()
+
+
+@dataclass
+class Run:
+    """One training run; `step` counts the updates made so far, and all randomness is a function of it and the seed."""
+
+    spec: Trained
+    data: Images
+    task: Task
+    step: int = 0
+    history: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        spec, count = self.spec, len(self.data)
+        self.seed = int(self.task.params["seed"])
+        self.batch_size = min(spec.batch_size, count)
+        self.epoch_steps = count // self.batch_size
+        self.total = spec.epochs * self.epoch_steps
+        self.mean, self.std = mean_std(self.data.images)
+        self.objective = build_objective(spec, self.data.shape, self.seed, self.task.device)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.objective.learning(), spec.weight_decay), lr=spec.lr)
+        self.snapshots = snapshot_steps(self.total, spec.snapshots)
+        self.rate = 0.0
+
+    def train(self) -> None:
+        """Run to the last step, from the last checkpoint if there is one; leaves a checkpoint behind when stopped."""
+        self._resume()
+        if self.step == 0:
+            self._snapshot()
+        every, began, first = Every(CHECKPOINT_SECONDS), time.perf_counter(), self.step
+        try:
+            while self.step < self.total:
+                self.task.reporter.progress(self.step, self.total, "steps", f"{self.rate:,.0f} images/s")
+                self._update()
+                self.rate = (self.step - first) * self.batch_size / (time.perf_counter() - began)
+                if self.step in self.snapshots:
+                    self._snapshot()
+                if self._at(LOOKS) and self.step < self.total:
+                    self._look()
+                if every.due():
+                    self._checkpoint()
+        except Stopped:
+            self._checkpoint()
+            raise
+
+    def _update(self) -> None:
+        epoch, place = divmod(self.step, self.epoch_steps)
+        if place == 0 or not hasattr(self, "order"):
+            self.order = torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch)).to(self.task.device)
+        rows = self.order[place * self.batch_size : (place + 1) * self.batch_size]
+        for module in self.objective.modules.values():
+            module.train()
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.spec.amp and self.task.device.type == "cuda"):
+            loss, figures = self.objective.loss(self._views(self.data.images[rows]), self.step / self.epoch_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.objective.before_update(epoch)
+        learned = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.objective.max_norm is not None:
+            nn.utils.clip_grad_norm_(learned, self.objective.max_norm)
+        lr = learning_rate(self.step, self.total, self.spec.lr, self.spec.warmup_epochs * self.epoch_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        settings = self.objective.after_update(self.step, self.total)
+        if self._at(POINTS) or self.step == 0:
+            self._log({"loss": loss.detach(), **figures, **settings, "lr": lr})
+        self.step += 1
+
+    def _at(self, points: int) -> bool:
+        return self.step % max(1, self.total // points) == 0 and self.step > 0
+
+    def _views(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        """Two global views, then local ones; all at the images' size, so that any backbone can read them."""
+        draw, spec = generator(self.seed, "views", self.step), self.spec
+        views = [random_views(batch, spec.augment, draw) for _ in range(2)]
+        if isinstance(spec, DinoSpec):
+            views += [random_views(batch, spec.augment, draw, spec.local_crop_scale) for _ in range(spec.local_crops)]
+        layout = torch.channels_last if self.task.device.type == "cuda" else torch.contiguous_format
+        return [normalise(view, self.mean, self.std).to(memory_format=layout) for view in views]
+
+    def _log(self, figures: dict[str, Any]) -> None:
+        for name, value in figures.items():
+            self._point(name, float(value))
+        if not math.isfinite(self.history["loss"][-1][1]):
+            detail = f"the teacher's loss is not finite at step {self.step} of {self.total}"
+            raise DdcoreError("diverged", detail, "lower teacher.lr or raise teacher.warmup_epochs")
+
+    def _point(self, name: str, value: float) -> None:
+        self.history.setdefault(name, []).append([self.step, value])
+        self.task.reporter.metric(name, self.step, value)
+
+    def _look(self) -> None:
+        """A quick k-NN accuracy on a sample of the images, for the curve."""
+        if self.data.labels is None:
+            return
+        rows = torch.linspace(0, len(self.data) - 1, min(LOOK_IMAGES, len(self.data))).round().long().to(self.task.device)
+        features = extract_features(self.objective.result, self.data.images[rows], self.mean, self.std, self.task.reporter)
+        self._point("knn", knn_accuracy(features, self.data.labels[rows]))
+
+    def _snapshot(self) -> None:
+        vectors = {"student": flat(self.objective.backbone)}
+        if self.objective.result is not self.objective.backbone:
+            vectors["teacher"] = flat(self.objective.result)
+        keep_snapshot(self.task.work, self.step, **vectors)
+
+    def _checkpoint(self) -> None:
+        tensors = dict(self.objective.buffers)
+        for name, module in self.objective.modules.items():
+            tensors |= {f"{name}:{key}": tensor for key, tensor in module.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer:{number}:{key}": tensor for key, tensor in state.items()}
+        write_checkpoint(self.task.work, tensors, {"step": self.step, "history": self.history})
+
+    def _resume(self) -> None:
+        found = read_checkpoint(self.task.work)
+        if found is None:
+            return
+        tensors, facts = found
+        for name, buffer in self.objective.buffers.items():
+            buffer.copy_(tensors[name])
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(":")
+            parts.setdefault(part, {})[key] = tensor
+        for name, module in self.objective.modules.items():
+            module.load_state_dict(parts[name])
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in parts.get("optimizer", {}).items():
+            number, _, key = name.partition(":")
+            state.setdefault(int(number), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.step, self.history = int(facts["step"]), facts["history"]
+        self.task.reporter.note(f"resumed at step {self.step} of {self.total}")
+
+    def finish(self) -> dict[str, Any]:
+        """Measure the teacher, refuse a collapsed one, write the files."""
+        module = self.objective.result
+        accuracy, rank, width = measure(module, self.data, self.mean, self.std, self.task.reporter)
+        if accuracy is not None:
+            self._point("knn", accuracy)
+        (self.task.out / "history.json").write_text(json.dumps(self.history) + "\n")
+        refuse_collapsed(accuracy, rank, self.spec.min_knn_accuracy)
+        gather(self.task.work, self.snapshots, self.task.out)
+        last = self.history["loss"][-max(1, len(self.history["loss"]) // 10) :]
+        channels, height, image_width = self.data.shape
+        manifest = Manifest(
+            backbone=self.spec.backbone.model_dump(),
+            in_channels=channels,
+            image_size=(height, image_width),
+            mean=self.mean,
+            std=self.std,
+            feature_dim=width,
+            ssl=self.spec.ssl,
+            knn_accuracy=accuracy,
+            feature_rank=rank,
+            loss=sum(value for _, value in last) / len(last),
+            images_per_second=self.rate or None,
+            min_knn_accuracy=self.spec.min_knn_accuracy,
+        )
+        save_teacher(self.task.out, module, manifest)
+        shown = ("ssl", "knn_accuracy", "feature_rank", "feature_dim", "loss", "images_per_second")
+        return {name: getattr(manifest, name) for name in shown}
+
+
+def build_objective(spec: Trained, shape: tuple[int, int, int], seed: int, device: torch.device) -> Objective:
+    """Backbone, heads and loss on `device`, initialised from `seed`; PyTorch's global generator is left as it was."""
+    channels, size = shape[0], (shape[1], shape[2])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "teacher").initial_seed())
+        backbone = build_backbone(spec.backbone, channels, size)
+        width = feature_dim(backbone, channels, size)
+        objective: Objective
+        if isinstance(spec, DinoSpec):
+            objective = Dino(spec, backbone, width)
+        elif isinstance(spec, BarlowTwinsSpec):
+            objective = barlow_twins(spec, backbone, width)
+        else:
+            objective = simclr(spec, backbone, width)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    for module in objective.modules.values():
+        module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    objective.buffers = {name: buffer.to(device) for name, buffer in objective.buffers.items()}
+    return objective
+
+
+def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW groups: matrices and kernels decay; biases and norms (one dimension) do not."""
+    parameters = [p for module in modules for p in module.parameters()]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: int) -> float:
+    """Linear warm-up over `warmup` steps (at most half of the run), then a cosine to zero at step `total`."""
+    warmup = min(warmup, total // 2)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
