@@ -69,26 +69,22 @@ def create(
     lock_graph(session)
     sent = spec.model_dump(mode="json")
     body = digest({"kind": type(spec).__name__, "spec": sent, "labels": sorted(set(labels)), "priority": priority})
-    if idempotency_key is not None:
-        used = session.get(Idempotency, idempotency_key)
-        if used is not None and used.body != body:
-            raise IdempotencyConflict(idempotency_key)
-        if used is not None:
-            return session.get_one(Job, used.job_id)
+    if (first := _first_answer(session, idempotency_key, body)) is not None:
+        return first
     options: dict[str, Any] = {"labels": labels, "priority": priority, "parent_id": parent_id, "max_attempts": max_attempts}
-    job = _submit(session, store, resolve(session, store, spec), options)
-    if idempotency_key is not None:
-        session.add(Idempotency(key=idempotency_key, body=body, job_id=job.id, created_at=now(session)))
-        session.flush()
-    return job
+    return _remember(session, idempotency_key, body, _submit(session, store, resolve(session, store, spec), options))
 
 
-def retry(session: Session, store: Store, job_id: str, *, max_attempts: int = 3) -> Job:
+def retry(session: Session, store: Store, job_id: str, *, idempotency_key: str | None = None, max_attempts: int = 3) -> Job:
     """A new job of the same spec, labels and priority, whose `parent_id` is this one; what was finished is not done again.
 
-    Its names mean what they meant then. Raises `NotFound`, `WrongState` unless the job failed or was cancelled, `SpecError`.
+    Its names mean what they meant then. Raises `NotFound`, `WrongState` unless the job failed or was cancelled, `SpecError`,
+    `IdempotencyConflict`.
     """
     lock_graph(session)
+    body = digest({"retry": job_id})
+    if (first := _first_answer(session, idempotency_key, body)) is not None:
+        return first
     job = session.get(Job, job_id, populate_existing=True)
     if job is None:
         raise NotFound("job", job_id)
@@ -97,7 +93,7 @@ def retry(session: Session, store: Store, job_id: str, *, max_attempts: int = 3)
     labels = list(session.scalars(select(JobLabel.label).where(JobLabel.job_id == job_id)))
     resolved = resolve(session, store, spec_of(job), pinned=job.resolved["datasets"])
     options: dict[str, Any] = {"labels": labels, "priority": job.priority, "parent_id": job_id, "max_attempts": max_attempts}
-    return _submit(session, store, resolved, options, spec=job.spec)
+    return _remember(session, idempotency_key, body, _submit(session, store, resolved, options, spec=job.spec))
 
 
 def dry_run(session: Session, store: Store, spec: DistillSpec | EvaluateSpec) -> DryRun:
@@ -107,6 +103,23 @@ def dry_run(session: Session, store: Store, spec: DistillSpec | EvaluateSpec) ->
     steps = _planned(session, resolved, fates)
     counts = {state: sum(step.state == state for step in steps) for state in ("cached", "shared", "new")}
     return DryRun(kind=resolved.kind, steps=steps, counts=counts, disk_bytes=sum(step.disk_bytes for step in steps))
+
+
+def _first_answer(session: Session, key: str | None, body: str) -> Job | None:
+    """The job that this idempotency key made before; None if it is new. Raises `IdempotencyConflict` if it came with another body."""
+    used = None if key is None else session.get(Idempotency, key)
+    if used is None:
+        return None
+    if used.body != body:
+        raise IdempotencyConflict(used.key)
+    return session.get_one(Job, used.job_id)
+
+
+def _remember(session: Session, key: str | None, body: str, job: Job) -> Job:
+    if key is not None:
+        session.add(Idempotency(key=key, body=body, job_id=job.id, created_at=now(session)))
+        session.flush()
+    return job
 
 
 def _submit(session: Session, store: Store, resolved: Resolved, options: dict[str, Any], spec: dict[str, Any] | None = None) -> Job:

@@ -44,7 +44,9 @@ __all__ = [
     "SyntheticSetView",
     "artifact",
     "artifacts",
+    "counts",
     "dataset",
+    "dataset_file",
     "datasets",
     "events",
     "job",
@@ -186,14 +188,18 @@ def _error(row: Job | Step) -> Error | None:
     return Error(code=row.error_code, detail=row.error_detail or "", hint=row.error_hint or "")
 
 
+def counts(session: Session) -> dict[str, dict[str, int]]:
+    """How many jobs, and how many steps, are in each state that any is in."""
+    tables: dict[str, type[Job] | type[Step]] = {"jobs": Job, "steps": Step}
+    return {name: dict(session.execute(select(table.state, func.count()).group_by(table.state)).all()) for name, table in tables.items()}
+
+
 def events(session: Session, job_id: str, after: int = 0, limit: int = 100) -> list[EventView]:
     """What happened to a job and to its steps (but not to those that were done before it), after event `after`, oldest first."""
     names = dict(
         session.execute(
             select(JobStep.step_id, JobStep.name).where(JobStep.job_id == job_id, ~JobStep.cached).order_by(JobStep.position.desc())
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     query = select(Event).where(or_(Event.job_id == job_id, Event.step_id.in_(names)), Event.id > after).order_by(Event.id).limit(limit)
     return [
@@ -253,6 +259,16 @@ def datasets(session: Session, limit: int = 50, cursor: str | None = None) -> Pa
     """Datasets: built-ins first, then uploads, newest first. Raises `BadCursor`."""
     rows, after = page(session, select(Dataset), Dataset.id, limit, cursor)
     return Page(data=_dataset_views(session, rows), has_more=after is not None, next_cursor=after)
+
+
+def dataset_file(session: Session, ref: str, name: str) -> ArtifactView:
+    """The file `name` of the step that read a dataset. Raises `UnknownDataset`, `NotFound` while no step has read it."""
+    row = catalogue.find(session, ref)
+    query = select(Artifact).join(Step, Step.id == Artifact.step_id).where(Step.key == row.step_key, Artifact.name == name)
+    found = session.scalars(query.order_by(Artifact.id.desc())).first()
+    if found is None:
+        raise NotFound("file", name, f"dataset {row.name} has not been read yet; the first job that needs it reads it")
+    return _artifact_view(found, None)
 
 
 def _dataset_views(session: Session, rows: Collection[Dataset]) -> list[DatasetView]:
