@@ -1,0 +1,12 @@
+from pathlib import Path
+
+import pytest
+
+from jobs.store import Store
+from tests.conftest import Database
+from tests.jobs.harness import World
+
+
+@pytest.fixture
+def world(database: Database, tmp_path: Path) -> World:
+    return World(database, Store(tmp_path / "blobs"), tmp_path)
