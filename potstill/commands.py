@@ -24,8 +24,8 @@ from potstill.terminal import console, say
 
 def up(a: argparse.Namespace) -> None:
     say(f"Starting the service in {a.home.expanduser()} ...")
-    with Stack(a.home, a.port, a.workers, console.print) as stack:
-        console.print(f"[bold]potstill answers at {stack.url}[/] (try {stack.url}/docs); Ctrl-C stops it. Logs: {stack.home}/logs")
+    with Stack(a.home, a.port, a.workers, say) as stack:
+        say(f"[bold]potstill answers at {stack.url}[/] (try {stack.url}/docs); Ctrl-C stops it. Logs: {stack.home}/logs")
         try:
             while True:
                 time.sleep(1.0)
@@ -68,10 +68,7 @@ def distill(a: argparse.Namespace) -> None:
     with Client(a.url) as client:
         job = _run(client, client.distill(body), a.detach)
         if job is not None:
-            console.print(
-                f"synthetic set {job['results']['synthetic_set']}; next: potstill download {job['results']['synthetic_set']}",
-                highlight=False,
-            )
+            say(f"synthetic set {job['results']['synthetic_set']}; next: potstill download {job['results']['synthetic_set']}")
 
 
 def evaluate(a: argparse.Namespace) -> None:

@@ -31,9 +31,7 @@ def run(folder: Path, workers: int = 1) -> None:
         service = stack.enter_context(Stack(home, workers=workers, say=say))
         client = stack.enter_context(Client(service.url))
         took = {"start the service": time.monotonic() - began}
-        console.print(
-            f"The service answers at {service.url} (Redis, SQLite, API, one worker), ready in {duration(took['start the service'])}."
-        )
+        say(f"The service answers at {service.url} (Redis, SQLite, API, one worker), ready in {duration(took['start the service'])}.")
 
         say(f"\n[bold]Distil[/] the digits that come with scikit-learn: POST /distill {json.dumps(DISTILL)}")
         distilled = _follow(service, client, client.distill(DISTILL))

@@ -165,6 +165,8 @@ class Lines:
 
 
 def _count(stage: Stage) -> str:
+    if stage.unit == "steps" and stage.total == 1 and not stage.over:
+        return ""  # one step that has not said how much there is to do
     if stage.over or stage.unit != "steps":
         return f"{stage.done:.0f}/{stage.total:.0f} {stage.unit}"
     return f"{stage.done:.1f}/{stage.total:.0f} {stage.unit}"

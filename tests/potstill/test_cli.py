@@ -1,0 +1,102 @@
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.cli import main
+from potstill.stack import free_port
+from tests.potstill.conftest import Service
+
+STEP = {"name": "distill", "kind": "distill", "state": "running", "cached": False, "started_at": None, "finished_at": None}
+RUNNING: dict[str, Any] = {
+    "id": "job_1",
+    "kind": "distill",
+    "state": "running",
+    "phase": "distilling",
+    "error": None,
+    "results": {},
+    "steps": [STEP | {"progress": {"done": 5, "total": 10, "unit": "iterations"}}],
+}
+DONE = RUNNING | {
+    "state": "succeeded",
+    "steps": [STEP | {"state": "succeeded", "progress": {"done": 10, "total": 10, "unit": "iterations"}}],
+    "results": {"synthetic_set": "syn_1"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """`main` takes over signals, as the main program may."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_distill_posts_the_fields_that_were_given_and_follows(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    service.answers = {"POST /distill": [(202, RUNNING)], "GET /jobs/job_1": [(200, RUNNING), (200, DONE)]}
+    spec = tmp_path / "spec.json"
+    spec.write_text('{"seed": 3, "method": {"name": "mkdt", "iterations": 7}}')
+    fields = ["--set", "method.iterations=100", "--set", "teacher.ssl=dino", "--set", "num_images=20"]
+    status = main(["distill", "--url", service.url, "--preset", "smoke", "--dataset", "mine", "--spec", str(spec), *fields])
+    assert status == 0
+    assert json.loads(service.requests[0][2]) == {
+        "seed": 3,
+        "method": {"name": "mkdt", "iterations": 100},
+        "teacher": {"ssl": "dino"},
+        "num_images": 20,
+        "preset": "smoke",
+        "dataset": "mine",
+    }
+    out = capsys.readouterr().out
+    assert "10/10 iterations" in out
+    assert "potstill download syn_1" in out
+
+
+def test_evaluate_takes_one_task_from_its_options(service: Service) -> None:
+    service.answers = {"POST /evaluate": [(202, RUNNING | {"kind": "evaluate"})]}
+    assert main(["evaluate", "syn_1", "--url", service.url, "--train", "a", "--test", "b", "--seeds", "3", "--detach"]) == 0
+    assert json.loads(service.requests[0][2]) == {"synthetic_set": "syn_1", "downstream": [{"train": "a", "test": "b"}], "seeds": 3}
+
+
+def test_a_failed_job_is_status_1_and_one_line(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = RUNNING | {"state": "failed", "error": {"code": "diverged", "detail": "NaN at iteration 3", "hint": "lower method.lr_images"}}
+    service.answers = {"POST /distill": [(202, RUNNING)], "GET /jobs/job_1": [(200, failed)]}
+    assert main(["distill", "--url", service.url]) == 1
+    error = capsys.readouterr().err
+    assert error == "potstill: distill job_1 failed (diverged): NaN at iteration 3; lower method.lr_images\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["upload", "absent.zip"], "absent.zip is not a file"),
+        (["distill", "--spec", "absent.json"], "cannot read the spec absent.json"),
+        (["distill", "--set", "num_images"], "--set takes FIELD=VALUE"),
+        (["distill", "--set", "a=1", "--set", "a.b=2"], "a is not a table"),
+        (["jobs"], "is it running?"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_status_1(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--url", f"http://127.0.0.1:{free_port()}"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_call_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["distil"])
+    assert caught.value.code == 2
+    assert "invalid choice: 'distil'" in capsys.readouterr().err
+
+
+def test_status_shows_stages_and_results(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.answers = {"GET /jobs/job_1": [(200, DONE)]}
+    assert main(["status", "job_1", "--url", service.url]) == 0
+    out = capsys.readouterr().out
+    assert "distill job_1: succeeded" in out
+    assert "synthetic_set: syn_1" in out
