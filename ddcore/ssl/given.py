@@ -91,7 +91,7 @@ def _timm(name: str, channels: int, size: tuple[int, int], downloads: Path) -> t
         model = timm_backbone(name, channels, size, pretrained=True, cache=str(downloads / "timm"))
     except (OSError, RuntimeError) as error:
         raise _not_fetched(name, error) from error
-    settings = timm.data.resolve_model_data_config(model)
+    settings: dict[str, Any] = vars(model)["pretrained_cfg"]
     return model, _for_channels(settings["mean"], settings["std"], channels)
 
 
