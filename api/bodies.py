@@ -1,0 +1,55 @@
+"""What may be posted as JSON: a spec of the engine, and beside it the labels and priority of the job."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from ddcore.specs import DistillSpec, EvaluateSpec
+
+Label = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/=:-]*$")]
+Labels = Annotated[tuple[Label, ...], Field(max_length=32, description="words to find the job by: `GET /jobs?label=`")]
+Priority = Annotated[int, Field(ge=-100, le=100, description="among waiting steps, larger runs first")]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _storable(body: Any) -> Any:
+    """Refuse what JSON can spell and a database cannot hold: NUL characters and halves of surrogate pairs."""
+    for text in _texts(body):
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"text must hold no NUL characters or lone surrogates, and {ascii(text)[:100]} does")
+    return body
+
+
+class DistillBody(DistillSpec):
+    """A distillation: a preset, a dataset, and whatever should differ from the preset."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"preset": "smoke"}]})
+    labels: Labels = ()
+    priority: Priority = 0
+
+    _text = model_validator(mode="before")(_storable)
+
+
+class EvaluateBody(EvaluateSpec):
+    """A comparison of a synthetic set with baselines of the same size and targets, on labelled tasks."""
+
+    labels: Labels = ()
+    priority: Priority = 0
+
+    _text = model_validator(mode="before")(_storable)
+
+
+# The model of each address that takes JSON; errors are explained with its fields.
+BODIES: dict[str, type[BaseModel]] = {"/distill": DistillBody, "/evaluate": EvaluateBody}

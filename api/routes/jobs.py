@@ -1,0 +1,47 @@
+"""Jobs: find them, look at one, cancel it, try again."""
+
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from api.answers import job_body, with_links
+from api.parameters import Cursor, Id, IdempotencyKey, Kind, Limit, State
+from api.routes.submissions import accepted
+from api.schemas import JobBody, JobPage
+from api.service import Running
+from jobs import cancel, create, views
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+@router.get("", summary="Jobs, newest first")
+def list_jobs(
+    service: Running,
+    request: Request,
+    kind: Annotated[Kind | None, Query()] = None,
+    state: Annotated[State | None, Query()] = None,
+    label: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00-\x1f]+$")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> JobPage:
+    with service.read() as session:
+        page = views.jobs(session, kind=kind, state=state, label=label, limit=limit, cursor=cursor)
+    return JobPage(data=[with_links(request, job) for job in page.data], has_more=page.has_more, next_cursor=page.next_cursor)
+
+
+@router.get("/{job_id}", summary="One job: state, progress, place in the queue, steps, results")
+def get_job(service: Running, request: Request, job_id: Id) -> JobBody:
+    return job_body(service, request, job_id)
+
+
+@router.post("/{job_id}/cancel", summary="Stop a job; steps that other jobs need go on")
+def cancel_job(service: Running, request: Request, job_id: Id) -> JobBody:
+    service.write(lambda session: cancel.cancel(session, job_id))
+    return job_body(service, request, job_id)
+
+
+@router.post("/{job_id}/retry", status_code=202, summary="Post a failed or cancelled job again; what it had finished is kept")
+def retry_job(service: Running, request: Request, response: Response, job_id: Id, idempotency_key: IdempotencyKey = None) -> JobBody:
+    again = partial(create.retry, idempotency_key=idempotency_key, max_attempts=service.settings.max_attempts)
+    return accepted(service, request, response, service.write(lambda session: again(session, service.store, job_id).id))

@@ -1,0 +1,84 @@
+"""Shapes of answers: what `jobs.views` tells, with links."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from jobs.bodies import ArtifactView, DatasetView, EventView, JobView, ReportView, Series, SyntheticSetView
+
+
+class JobBody(JobView):
+    """A job, as of now."""
+
+    links: dict[str, str] = Field(
+        description="addresses: self, events, metrics, artifacts, plots; and cancel, retry, results when there are any"
+    )
+
+
+class JobPage(BaseModel):
+    data: list[JobBody]
+    has_more: bool
+    next_cursor: str | None
+
+
+class DatasetBody(DatasetView):
+    """A dataset: built in, or uploaded."""
+
+    links: dict[str, str]
+
+
+class DatasetPage(BaseModel):
+    data: list[DatasetBody]
+    has_more: bool
+    next_cursor: str | None
+
+
+class ArtifactBody(ArtifactView):
+    """One immutable file."""
+
+    links: dict[str, str]
+
+
+class ArtifactList(BaseModel):
+    data: list[ArtifactBody]
+
+
+class EventPage(BaseModel):
+    data: list[EventView]
+    has_more: bool
+    next_cursor: int | None = Field(description="the `cursor` of the next page")
+
+
+class SeriesList(BaseModel):
+    data: list[Series]
+
+
+class PlotBody(BaseModel):
+    """One picture, in the forms that exist."""
+
+    name: str = Field(examples=["expert_trajectories"])
+    step: str | None
+    links: dict[str, str] = Field(examples=[{"png": "/jobs/job_…/plots/losses.png"}])
+
+
+class PlotList(BaseModel):
+    data: list[PlotBody]
+
+
+class SyntheticSetBody(SyntheticSetView):
+    """All that is needed to pre-train: images, targets, a learning rate."""
+
+    links: dict[str, str]
+
+
+class SyntheticSetPage(BaseModel):
+    data: list[SyntheticSetBody]
+    has_more: bool
+    next_cursor: str | None
+
+
+class ReportBody(ReportView):
+    """Downstream numbers of a synthetic set beside its baselines."""
+
+    report: dict[str, Any] = Field(description="means, deviations, intervals and paired differences, as in report.json")
+    links: dict[str, str]

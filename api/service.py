@@ -1,0 +1,71 @@
+"""What every route needs: settings, database, store; opened when the service starts, closed when it ends."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Depends, FastAPI, Request
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from jobs import catalogue, database, migrate
+from jobs.errors import WrongRevision
+from jobs.settings import Settings
+from jobs.store import Store
+
+T = TypeVar("T")
+POLLERS = 4  # threads that look for news on behalf of event streams, however many watch
+
+log = logging.getLogger("potstill.api")
+
+
+@dataclass(frozen=True)
+class Service:
+    """One running API. read and write are for one short transaction each; nothing is held while an answer is being sent."""
+
+    settings: Settings
+    engine: Engine
+    read: sessionmaker[Session]
+    sessions: sessionmaker[Session]
+    store: Store
+    pollers: CapacityLimiter
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """Run `work` in one transaction, again if the database asks for it."""
+        return database.transact(self.sessions, work)
+
+
+@asynccontextmanager
+async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    """Open the database and the store. Raises `WrongRevision` when the schema is not the one this code needs."""
+    # As many requests at work as there are connections, or they would only wait for each other with a thread in hand.
+    to_thread.current_default_thread_limiter().total_tokens = settings.database_pool + 4
+    engine = await to_thread.run_sync(database.connect, settings)
+    try:
+        await to_thread.run_sync(_check, engine)
+        app.state.service = Service(
+            settings, engine, database.readers(engine), database.sessions(engine), Store(settings.store), CapacityLimiter(POLLERS)
+        )
+        await to_thread.run_sync(app.state.service.write, catalogue.ensure_builtins)
+        yield
+    finally:
+        engine.dispose()
+
+
+def _check(engine: Engine) -> None:
+    try:
+        migrate.check_revision(engine)
+    except WrongRevision as error:
+        log.critical("the API does not start: %s; %s", error.detail, error.hint)
+        raise
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Running = Annotated[Service, Depends(_service)]

@@ -1,0 +1,87 @@
+"""Events as pages and as a stream; curves."""
+
+import json
+import threading
+import time
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from tests.api.fakes import FakeWorker
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    fields = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
+    return [{**one, "data": json.loads(one["data"])} for one in fields]
+
+
+def test_pages(gallery: tuple[TestClient, dict[str, Any]]) -> None:
+    client, distilled = gallery
+    path = distilled["links"]["events"]
+    whole = client.get(path).json()["data"]
+    assert len(whole) > 10
+    seen, cursor = [], 0
+    while True:
+        page = client.get(f"{path}?limit=7&cursor={cursor}").json()
+        seen += page["data"]
+        if not page["has_more"]:
+            break
+        cursor = page["next_cursor"]
+    assert seen == whole
+    assert [one["id"] for one in whole] == sorted({one["id"] for one in whole})
+
+
+def test_stream_of_a_finished_job_ends_and_resumes(gallery: tuple[TestClient, dict[str, Any]]) -> None:
+    client, distilled = gallery
+    path = distilled["links"]["events"]
+    answer = client.get(path, headers=STREAM)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    told = _events(answer.text)
+    recorded = [int(one["id"]) for one in told if "id" in one]
+    assert recorded == [one["id"] for one in client.get(path).json()["data"]]
+    assert told[-1]["event"] == "end"
+    assert told[-1]["data"]["state"] == "succeeded"
+    middle = recorded[len(recorded) // 2]
+    rest = _events(client.get(path, headers={**STREAM, "Last-Event-ID": str(middle)}).text)
+    assert [int(one["id"]) for one in rest if "id" in one] == [one for one in recorded if one > middle]
+    assert client.get(path, headers={**STREAM, "Last-Event-ID": str(recorded[-1])}).status_code == 204
+
+
+def test_stream_follows_a_job_to_its_end(client: TestClient, worker: FakeWorker) -> None:
+    job = client.post("/distill", json={"preset": "smoke"}).json()
+    first = worker.steps(job["id"], "ready")[0]
+
+    def work() -> None:
+        time.sleep(0.7)
+        attempt = worker.claim(first.id)
+        worker.say(first.id, attempt, {"type": "progress", "done": 1, "total": 4, "unit": "images", "note": ""})
+        time.sleep(0.7)
+        worker.succeed(first, attempt)
+        worker.finish(job["id"])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    told = _events(client.get(job["links"]["events"], headers=STREAM).text)
+    thread.join()
+    progress = [one["data"] for one in told if one["event"] == "progress"]
+    assert progress[0]["state"] == "queued"
+    assert "running" in [one["state"] for one in progress]
+    assert told[-1]["event"] == "end"
+    assert told[-1]["data"]["state"] == "succeeded"
+
+
+def test_curves_are_thinned_and_chosen(client: TestClient, worker: FakeWorker) -> None:
+    job = client.post("/distill", json={"preset": "smoke"}).json()
+    first = worker.steps(job["id"], "ready")[0]
+    attempt = worker.claim(first.id)
+    points = [{"type": "metric", "name": "loss", "x": float(x), "value": 1.0 / (x + 1)} for x in range(100)]
+    worker.say(first.id, attempt, *points, {"type": "metric", "name": "lr", "x": 0.0, "value": 0.1})
+    both = client.get(job["links"]["metrics"]).json()["data"]
+    assert {(one["name"], len(one["points"])) for one in both} == {("loss", 100), ("lr", 1)}
+    (loss,) = client.get(f"{job['links']['metrics']}?names=loss&max_points=10").json()["data"]
+    assert len(loss["points"]) <= 10
+    assert loss["points"][0] == [0.0, 1.0]
+    assert loss["points"][-1] == [99.0, 0.01]
