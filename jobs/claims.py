@@ -86,11 +86,10 @@ def claim(session: Session, step_id: str, worker: str, *, lease_seconds: float =
 def heartbeat(session: Session, step_id: str, attempt: int, *, lease_seconds: float = LEASE_SECONDS) -> Literal["ok", "cancel", "lost"]:
     """Renew the lease. "cancel": no live job needs the step: stop it, then `release` it. "lost": another attempt owns it."""
     until = now(session) + timedelta(seconds=lease_seconds)
-    renewed = update(Step).where(holds(step_id, attempt)).values(lease_until=until).returning(is_wanted())
-    wanted = session.execute(renewed.execution_options(synchronize_session=False)).scalar()
-    if wanted is None:
+    renewed = update(Step).where(holds(step_id, attempt)).values(lease_until=until).returning(Step.id)
+    if session.scalar(renewed.execution_options(synchronize_session=False)) is None:
         return "lost"
-    return "ok" if wanted else "cancel"
+    return "ok" if session.scalar(select(is_wanted()).where(Step.id == step_id)) else "cancel"
 
 
 def load(session: Session, step_id: str, attempt: int) -> Work:

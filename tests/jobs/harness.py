@@ -43,8 +43,8 @@ class World:
     folder: Path
 
     def submit(self, made: Plan, **options: Any) -> str:
-        options = {"resolved": MEANING, "spec": SMOKE.model_dump(mode="json"), "wanted": [n for n in made.steps if n == "distill"]} | options
-        return self.database.write(lambda s: submit(s, self.store, "distill", options.pop("spec"), made, **options).id)
+        options = {"resolved": MEANING, "wanted": [name for name in made.steps if name == "distill"]} | options
+        return self.database.write(lambda s: submit(s, self.store, "distill", SMOKE.model_dump(mode="json"), made, **options).id)
 
     def job(self, job_id: str) -> JobView:
         return self.database.read(lambda s: views.job(s, job_id))
