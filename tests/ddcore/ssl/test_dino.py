@@ -1,0 +1,135 @@
+"""DINO: the loss against a loop over the paper's equations, schedules, and the identities of the moving average."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ddcore.specs import DinoSpec
+from ddcore.ssl.dino import Dino, DinoHead, dino_loss, ema_update, momentum_at, teacher_temperature_at, update_center
+
+
+def logits(views: int, batch: int = 5, width: int = 7, seed: int = 0) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, width, generator=draw, dtype=torch.float64) for _ in range(views)]
+
+
+def softmax(values: list[float], temperature: float) -> list[float]:
+    weights = [math.exp(value / temperature) for value in values]
+    return [weight / sum(weights) for weight in weights]
+
+
+@pytest.mark.parametrize("views", [2, 5])
+def test_the_loss_is_the_papers(views: int) -> None:
+    """Equation 3: for every teacher's view and every other of the student's, -sum_k P_t log P_s; algorithm 1 for the centring."""
+    student, teacher, center = logits(views), logits(2, seed=1), logits(1, 1, seed=2)[0][0]
+    pairs, entropies = [], []
+    for t in range(2):
+        for b in range(5):
+            target = softmax([float(g - c) for g, c in zip(teacher[t][b], center, strict=True)], 0.5)
+            entropies.append(-sum(p * math.log(p) for p in target))
+            for s in range(views):
+                if s != t:
+                    output = softmax([float(g) for g in student[s][b]], 0.9)
+                    pairs.append(-sum(p * math.log(q) for p, q in zip(target, output, strict=True)))
+    loss, entropy = dino_loss(student, teacher, center, 0.9, 0.5)
+    assert float(loss) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert float(entropy) == pytest.approx(sum(entropies) / len(entropies), abs=1e-12)
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    student, teacher = logits(2), logits(2, seed=1)
+    for tensor in (*student, *teacher):
+        tensor.requires_grad_()
+    dino_loss(student, teacher, torch.zeros(7), 0.1, 0.04)[0].backward()
+    assert all(tensor.grad is not None for tensor in student)
+    assert all(tensor.grad is None for tensor in teacher)
+
+
+def test_the_center_is_a_moving_average_of_the_teachers_logits() -> None:
+    center, teacher = torch.full((7,), 2.0, dtype=torch.float64), logits(2)
+    expected = [0.9 * 2.0 + 0.1 * sum(float(teacher[v][b][k]) for v in range(2) for b in range(5)) / 10 for k in range(7)]
+    update_center(center, teacher, 0.9)
+    assert center.tolist() == pytest.approx(expected)
+
+
+def test_prototypes_are_weight_normalised() -> None:
+    """Logits are cosines, whatever the length of the prototypes."""
+    head = DinoHead(6, 20, 8, 4)
+    x = torch.randn(3, 6)
+    before = head(x)
+    with torch.no_grad():
+        head.prototypes.mul_(torch.rand(20, 1) + 0.5)
+    torch.testing.assert_close(head(x), before)
+    assert float(before.detach().abs().max()) <= 1 + 1e-6
+
+
+def test_schedules() -> None:
+    assert momentum_at(0, 100, 0.99) == pytest.approx(0.99)
+    assert momentum_at(50, 100, 0.99) == pytest.approx(0.995)
+    assert momentum_at(100, 100, 0.99) == 1.0
+    spec = DinoSpec(warmup_teacher_temperature=0.02, teacher_temperature=0.06, warmup_teacher_epochs=10)
+    assert [teacher_temperature_at(epoch, spec) for epoch in (0, 5, 10, 50)] == pytest.approx([0.02, 0.04, 0.06, 0.06])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_the_teacher_is_the_moving_average_of_the_student(dtype: torch.dtype, tolerance: float) -> None:
+    """Step by step, in closed form, and as the recurrence of the gap g_t = m_t (g_{t-1} + delta_t)."""
+    total, draw = 60, torch.Generator().manual_seed(0)
+    student = nn.Linear(20, 10).to(dtype)
+    teacher = nn.Linear(20, 10).to(dtype)
+    teacher.load_state_dict(student.state_dict())
+
+    def flat(module: nn.Module) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in module.parameters()]).clone()
+
+    students, teachers, momenta = [flat(student)], [flat(teacher)], []
+    for step in range(total):
+        with torch.no_grad():
+            for p in student.parameters():
+                p.add_(0.1 * torch.randn(p.shape, generator=draw, dtype=dtype))
+        momenta.append(momentum_at(step, total, 0.9))
+        ema_update(teacher, student, momenta[-1])
+        students.append(flat(student))
+        teachers.append(flat(teacher))
+
+    def close(a: torch.Tensor, b: torch.Tensor) -> None:
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+    for t in range(1, total + 1):
+        m = momenta[t - 1]
+        close(teachers[t], m * teachers[t - 1] + (1 - m) * students[t])
+        gap, delta = students[t - 1] - teachers[t - 1], students[t] - students[t - 1]
+        close(students[t] - teachers[t], m * (gap + delta))
+    closed = math.prod(momenta) * teachers[0]
+    for t in range(1, total + 1):
+        closed = closed + (1 - momenta[t - 1]) * math.prod(momenta[t:]) * students[t]
+    close(teachers[total], closed)
+
+
+def test_the_last_layer_stands_still_while_frozen() -> None:
+    spec = DinoSpec(out_dim=6, hidden_dim=8, bottleneck_dim=4, freeze_last_layer_epochs=2)
+    dino = Dino(spec, nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 5)
+    views = [torch.randn(4, 3, 2, 2) for _ in range(4)]
+    for epoch, frozen in ((0, True), (1, True), (2, False)):
+        loss, figures = dino.loss(views, epoch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        dino.before_update(epoch)
+        head = dino.modules["head"]
+        assert (head.get_parameter("prototypes").grad is None) is frozen
+        assert head.get_parameter("layers.0.weight").grad is not None
+        torch.testing.assert_close(figures["kl"] + figures["entropy"], loss.detach())
+    assert all(p.grad is None for name in ("teacher_backbone", "teacher_head") for p in dino.modules[name].parameters())
+
+
+def test_local_views_are_seen_by_the_student_only() -> None:
+    spec = DinoSpec(out_dim=6, hidden_dim=8, bottleneck_dim=4, student_temperature=0.3)
+    dino = Dino(spec, nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 5)
+    views = [torch.randn(4, 3, 2, 2) for _ in range(5)]
+
+    def outputs(prefix: str, seen: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [dino.modules[f"{prefix}head"](dino.modules[f"{prefix}backbone"](view)) for view in seen]
+
+    expected, _ = dino_loss(outputs("", views), outputs("teacher_", views[:2]), torch.zeros(6), 0.3, spec.teacher_temperature)
+    torch.testing.assert_close(dino.loss(views, 0)[0], expected)
