@@ -1,0 +1,62 @@
+"""Principal planes of trajectories in spaces of millions of parameters, from inner products alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 64 * 2**20
+
+Read = Callable[[int, int], Tensor]  # (first, last) -> columns first..last-1 of all rows, [n, last - first]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """coordinates float64 [n, k] of the rows along the k principal directions; explained [k], shares of the total variance."""
+
+    coordinates: Tensor
+    explained: Tensor
+
+
+def centred_gram(read: Read, rows: int, columns: int) -> Tensor:
+    """Inner products, float64 [rows, rows], of row vectors minus their mean; columns are read in chunks and never held at once."""
+    step = max(1, CHUNK_BYTES // (8 * rows))
+    gram = torch.zeros(rows, rows, dtype=torch.float64)
+    for first in range(0, columns, step):
+        part = read(first, min(first + step, columns)).double()
+        part = part - part.mean(0)
+        gram += part @ part.T
+    return gram
+
+
+def principal_plane(gram: Tensor, starts: Tensor, ends: Tensor, components: int = 2) -> Plane:
+    """PCA from the Gram matrix of n vectors (any origin): with centred G = U diag(s) U', the coordinates are U diag(sqrt(s)).
+
+    starts, ends: rows where paths begin and end. Each direction is turned so that the paths run forward along it on average.
+    Directions beyond the rank have coordinates zero.
+    """
+    count = len(gram)
+    centre = torch.eye(count, dtype=gram.dtype) - 1 / count
+    values, vectors = torch.linalg.eigh(centre @ gram @ centre)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    total = float(values.sum())
+    kept = min(components, count)
+    coordinates = torch.zeros(count, components, dtype=gram.dtype)
+    explained = torch.zeros(components, dtype=gram.dtype)
+    coordinates[:, :kept] = vectors[:, :kept] * values[:kept].sqrt()
+    explained[:kept] = values[:kept] / total if total > 0 else 0.0
+    forward = coordinates[ends].mean(0) - coordinates[starts].mean(0)
+    return Plane(coordinates * torch.where(forward < 0, -1.0, 1.0), explained)
+
+
+def displacement_gram(gram: Tensor, origins: Tensor) -> Tensor:
+    """Inner products of rows minus their own origins: row i becomes row i - row origins[i]; origins int64 [n]."""
+    moved = gram - gram[origins]
+    return moved - moved[:, origins]
+
+
+def distances(gram: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Euclidean distances between rows first[i] and second[i], float64."""
+    squared = gram[first, first] + gram[second, second] - 2 * gram[first, second]
+    return squared.clamp_min(0).sqrt()

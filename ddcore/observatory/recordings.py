@@ -1,0 +1,94 @@
+"""What a distillation recorded of its moving parts, read from the folders of its steps without loading trajectories whole."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ddcore.errors import DdcoreError
+from ddcore.observatory.pca import centred_gram
+
+MOST_EXPERTS = 50  # drawn; more would hide one another, and the Gram matrix grows with their square
+
+
+@dataclass(frozen=True)
+class ExpertPaths:
+    """gram: centred inner products, float64 [experts * snapshots, the same], experts in order and each in order of time."""
+
+    gram: Tensor
+    experts: int
+    snapshots: int
+    recorded: int  # experts there are; `experts` of them, evenly spaced, are here
+
+    @property
+    def starts(self) -> Tensor:
+        """The row of each expert's start, int64 [experts]."""
+        return torch.arange(self.experts) * self.snapshots
+
+    @property
+    def origins(self) -> Tensor:
+        """The row of the start of each row's expert, int64 [experts * snapshots]."""
+        return self.starts.repeat_interleave(self.snapshots)
+
+
+@dataclass(frozen=True)
+class TeacherPaths:
+    """names: `student`, and for DINO `teacher`; step int64 [s]; gram float64 [names * s, the same], name by name."""
+
+    gram: Tensor
+    names: tuple[str, ...]
+    step: Tensor
+
+    def rows(self, name: str) -> Tensor:
+        first = self.names.index(name) * len(self.step)
+        return torch.arange(first, first + len(self.step))
+
+
+def read_experts(shards: Sequence[Path]) -> ExpertPaths | None:
+    """The experts of all shards; None if there are none."""
+    arrays = [_open(folder / "experts.safetensors").get_slice("trajectories") for folder in shards]
+    places = [(array, number) for array in arrays for number in range(array.get_shape()[0])]
+    if not places:
+        return None
+    chosen = torch.linspace(0, len(places) - 1, min(MOST_EXPERTS, len(places))).round().long().tolist()
+    _, snapshots, parameters = arrays[0].get_shape()
+
+    def read(first: int, last: int) -> Tensor:
+        return torch.cat([places[i][0][places[i][1] : places[i][1] + 1, :, first:last][0] for i in chosen])
+
+    return ExpertPaths(centred_gram(read, len(chosen) * snapshots, parameters), len(chosen), snapshots, len(places))
+
+
+def read_teacher(folder: Path) -> TeacherPaths | None:
+    """The teacher's run; None for a teacher that was given and not trained."""
+    path = folder / "trajectory.safetensors"
+    if not path.exists():
+        return None
+    file = _open(path)
+    names = tuple(name for name in ("student", "teacher") if name in file.keys())  # noqa: SIM118 - not a dict
+    arrays = [file.get_slice(name) for name in names]
+    count, parameters = arrays[0].get_shape()
+
+    def read(first: int, last: int) -> Tensor:
+        return torch.cat([array[:, first:last] for array in arrays])
+
+    return TeacherPaths(centred_gram(read, len(arrays) * count, parameters), names, file.get_tensor("step"))
+
+
+def read_history(folder: Path) -> dict[str, Any]:
+    """The curves a step kept; empty if it kept none."""
+    path = folder / "history.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise DdcoreError("missing_input", f"{path.name} cannot be read: {error}", "run the step that made it again") from error
