@@ -1,0 +1,92 @@
+"""The schema goes up and down on both databases, and is what the models say."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, inspect, make_url, text
+
+from jobs.database import connect
+from jobs.errors import WrongRevision
+from jobs.migrate import check_revision, differences, downgrade, upgrade
+from jobs.models import Base
+from jobs.settings import Settings
+from tests.jobs.harness import at_once
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    """Settings of a database without any table."""
+    if request.param == "sqlite":
+        yield Settings(home=tmp_path)
+        return
+    url = make_url(request.getfixturevalue("postgresql")).set(drivername="postgresql+psycopg")
+    server = create_engine(url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text("CREATE DATABASE empty"))
+        yield Settings(home=tmp_path, database_url=url.set(database="empty").render_as_string(hide_password=False))
+        connection.execute(text("DROP DATABASE empty WITH (FORCE)"))
+    server.dispose()
+
+
+@pytest.fixture
+def engine(empty: Settings) -> Iterator[Engine]:
+    engine = connect(empty)
+    yield engine
+    engine.dispose()
+
+
+def test_up_is_what_the_models_say_down_is_nothing_and_up_again(engine: Engine) -> None:
+    for _ in range(2):
+        with pytest.raises(WrongRevision, match="revision none") as refused:
+            check_revision(engine)
+        assert "potstill migrate" in refused.value.hint
+        upgrade(engine)
+        check_revision(engine)
+        assert differences(engine) == []
+        assert {*inspect(engine).get_table_names()} == {*Base.metadata.tables, "alembic_version"}
+        downgrade(engine, "base")
+        assert inspect(engine).get_table_names() == ["alembic_version"]
+
+
+def test_a_difference_between_tables_and_models_is_seen(engine: Engine) -> None:
+    upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE jobs ADD COLUMN more INTEGER"))
+        connection.execute(text("DROP INDEX ix_jobs_kind_id"))
+    assert sorted(difference[0] for difference in differences(engine)) == ["add_index", "remove_column"]
+
+
+def test_the_revision_of_a_newer_version_is_refused(engine: Engine) -> None:
+    upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(WrongRevision, match=r"9999.*newer"):
+        check_revision(engine)
+
+
+def test_several_processes_may_migrate_at_once(empty: Settings) -> None:
+    engines = [connect(empty) for _ in range(3)]
+    at_once([lambda one=engine: upgrade(one) for engine in engines])
+    check_revision(engines[0])
+    for engine in engines:
+        engine.dispose()
+
+
+def test_the_command_migrates_from_any_folder(empty: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_DATABASE_URL", empty.database_url)
+    monkeypatch.setenv("POTSTILL_HOME", str(empty.home))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "jobs.migrate", *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+    before = run("check")
+    assert (before.returncode, "potstill migrate" in before.stderr) == (1, True)
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert run("check").returncode == 0
