@@ -20,8 +20,4 @@ ENV PATH=/opt/potstill/bin:$PATH PYTHONUNBUFFERED=1 POTSTILL_HOME=/var/lib/potst
 USER potstill
 WORKDIR /var/lib/potstill
 VOLUME /var/lib/potstill
-# Healthy: it can hear doorbells.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "import os, redis; redis.from_url(os.environ['POTSTILL_REDIS_URL'], socket_timeout=4).ping()"]
-STOPSIGNAL SIGTERM
 CMD ["python", "-m", "worker", "--queues", "gpu,cpu"]
