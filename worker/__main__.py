@@ -29,7 +29,7 @@ def main() -> None:
         parser.error(f"no queue is called {', '.join(sorted(unknown))}; there are: {', '.join(QUEUES)}")
     _wait_for_database()
     options = ["--pool", "prefork", "--concurrency", str(args.concurrency), "--queues", ",".join(queues), "--hostname", args.name]
-    app.worker_main(["worker", *options, *_QUIET])
+    app.worker_main(["--quiet", "worker", *options, *_QUIET])
 
 
 def _wait_for_database() -> None:

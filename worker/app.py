@@ -52,6 +52,7 @@ def make_app(redis_url: str) -> Celery:
         broker_connection_max_retries=None,  # Celery's default is 100 tries, then the worker ends
         broker_transport_options={
             "visibility_timeout": 7 * 24 * 3600,  # after it kombu sends the doorbell of a step that still runs to others
+            "max_retries": 0,  # of one send, which else blocks for seconds; a worker reconnects by the settings above
             "socket_connect_timeout": 4.0,
             "socket_keepalive": True,
         },
@@ -100,11 +101,11 @@ def _begin_main(sender: Any, **_: object) -> None:
 
 
 @worker_process_init.connect
-def _begin_child(sender: str | None = None, **_: object) -> None:
+def _begin_child(sender: str = "", **_: object) -> None:
     """In each pool child: connections of its own, and a template that loads torch while the child waits for work."""
     global _supervisor
-    settings = get_settings()
-    _supervisor = Supervisor(settings, sessions(connect(settings)), Launcher(), f"{sender}/{os.getpid()}")
+    settings, name = get_settings(), f"{sender.removeprefix('celery@')}/{os.getpid()}"
+    _supervisor = Supervisor(settings, sessions(connect(settings)), Launcher(), name)
     signal.signal(_DRAIN, _drain)
     _supervisor.launcher.warm()
 

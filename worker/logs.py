@@ -35,6 +35,11 @@ def configure(level: str, as_json: bool, stream: TextIO | None = None) -> None:
     handler.setFormatter(_Line(as_json))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    for chatty in (
+        "celery.worker.strategy",
+        "celery.app.trace",
+    ):  # "received" and "succeeded" of each message: the step's own lines say more
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def own_stream() -> TextIO:

@@ -78,7 +78,6 @@ class Maintenance:
     def _empty_queues(self) -> list[str]:
         """Queues that hold no message: a step that is ready and waits in none of them has lost its doorbell."""
         with self.app.connection_for_read() as connection:
-            connection.ensure_connection(max_retries=1, timeout=4)
             channel = connection.default_channel
             return [name for name in QUEUES if not channel.client.llen(name)]
 

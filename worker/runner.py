@@ -2,10 +2,8 @@
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
-import shutil
 import signal
 import threading
 import time
@@ -33,6 +31,7 @@ from worker.inputs import InputCache
 from worker.lineage import die_with_parent, watch_parent
 from worker.patience import AWAY, patiently
 from worker.recorder import Recorder
+from worker.workplace import Workplace
 
 _SIGN_OF_LIFE = 1.0  # seconds between two
 _TRACE_LINES = 12
@@ -52,7 +51,7 @@ def run(step_id: str, attempt: int) -> int:
     finally:
         engine.dispose()
     seconds = round(time.monotonic() - began, 2)
-    log.info("runner ends", extra={"step_id": step_id, "attempt": attempt, "code": code.name, "seconds": seconds})
+    log.info("runner ends", extra=runner.ids | {"code": code.name, "seconds": seconds})
     return code
 
 
@@ -63,6 +62,7 @@ class _Runner:
         self.settings, self.sessions, self.step_id, self.attempt = settings, factory, step_id, attempt
         self.store = Store(settings.store)
         self.stop, self.lost = threading.Event(), threading.Event()
+        self.ids: dict[str, object] = {"step_id": step_id, "attempt": attempt}
         self._last_sign = 0.0
 
     def run(self) -> Exit:
@@ -76,12 +76,12 @@ class _Runner:
         except AWAY:
             return Exit.STOPPED  # asked to stop while the database was away
         except Exception as error:
-            log.warning("step fails", exc_info=error, extra={"step_id": self.step_id, "attempt": self.attempt})
+            log.warning("step fails", exc_info=error, extra=self.ids)
             return self._fail(error)
 
     def _execute(self) -> None:
         work = self._commit(lambda s: claims.load(s, self.step_id, self.attempt))
-        log.info("runner begins", extra={"step_id": self.step_id, "attempt": self.attempt, "kind": work.kind, "pid": os.getpid()})
+        log.info("runner begins", extra=self.ids | {"kind": work.kind, "pid": os.getpid()})
         place = Workplace(self.settings.scratch / "steps", work.key, self.attempt)
         cache = InputCache(self.settings.scratch / "inputs", self.store, self.settings.cache_bytes)
         recorder = Recorder(self.sessions, self.step_id, self.attempt, self._on_lost)
@@ -97,8 +97,12 @@ class _Runner:
         if rest:
             self._commit(lambda s: record(s, self.step_id, self.attempt, rest))
         self._commit(lambda s: claims.succeed(s, self.step_id, self.attempt, artifacts, summary))
-        place.remove()
-        cache.close()
+        try:
+            place.remove()
+            cache.close()
+            place.sweep()
+        except OSError as error:
+            log.warning("the step succeeded, but its scratch files could not be tidied: %s", error, extra=self.ids)
 
     def _keep(self, out: Path) -> list[claims.NewArtifact]:
         """Put every file of `out` into the store. Nobody sees them before the transaction that names them."""
@@ -157,38 +161,6 @@ class _Runner:
                 os.utime(1)
 
 
-class Workplace:
-    """The folder of a step on this machine: `work` (its checkpoint) outlives an attempt, `out` begins empty each time.
-
-    It is locked while in use. If an earlier attempt that was given up is still writing there, this one has a folder to itself.
-    """
-
-    def __init__(self, root: Path, name: str, attempt: int) -> None:
-        self._lock: int | None = None
-        for path in (root / name, root / f"{name}.{attempt}"):
-            path.mkdir(parents=True, exist_ok=True)
-            if self._take(path):
-                break
-        self.path, self.work, self.out = path, path / "work", path / "out"
-        self.work.mkdir(exist_ok=True)
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.out.mkdir()
-        os.utime(path)
-
-    def _take(self, path: Path) -> bool:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        self._lock = descriptor
-        return True
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
 def explain(error: Exception) -> tuple[str, str, str, bool]:
     """The code, detail and hint that a person reads, and whether another attempt could end differently."""
     text = str(error) or type(error).__name__
@@ -198,8 +170,13 @@ def explain(error: Exception) -> tuple[str, str, str, bool]:
         return "out_of_memory", text.splitlines()[0], "smaller batches, a smaller student or fewer images", False
     if isinstance(error, StoreFull) or "No space left on device" in text:
         return "internal", f"the worker's disk is full: {text.splitlines()[0]}", "free some space, then retry the job", True
-    lines = "".join(traceback.format_exception(error)).strip().splitlines()[-_TRACE_LINES:]
-    return "internal", "\n".join(lines), "this is a fault of potstill or of its installation: please report it with this text", True
+    lines = [line for line in "".join(traceback.format_exception(error)).splitlines() if line.strip(" ^~")]
+    return (
+        "internal",
+        "\n".join(lines[-_TRACE_LINES:]),
+        "this is a fault of potstill or of its installation: please report it with this text",
+        True,
+    )
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from worker.exits import Exit
 from worker.launcher import Launcher
 from worker.patience import AWAY, patiently
 
-_TICK = 0.1  # seconds between looks at the runner
+_TICK = 0.05  # seconds between looks at the runner
 _KILLED = 5.0  # seconds that a killed runner may take to be gone, before its template is killed too
 _NO_MEMORY = "often the machine was out of memory: its kernel log says so; smaller batches or fewer images need less"
 T = TypeVar("T")
@@ -35,6 +35,7 @@ class _Watch:
     attempt: int
     next_beat: float
     why: Why | None = None  # the reason it was first asked to end
+    missed: bool = False  # a heartbeat found the lease gone
     kill_at: float = math.inf
     killed_at: float = math.inf
 
@@ -102,9 +103,11 @@ class Supervisor:
         watch.next_beat = now + self.settings.heartbeat_seconds
         if answer == "cancel" and watch.why is None:
             self._stop(watch, "cancel", now)
-        elif answer == "lost" and watch.why != "lost" and self.launcher.poll() is None:
-            # The runner may have recorded its end between two looks: then it is about to leave, and the grace is for that.
-            self._stop(watch, "lost", now)
+        elif answer == "lost" and watch.why != "lost":
+            # The first time the runner may just have recorded its end, and be about to leave.
+            if watch.missed:
+                self._stop(watch, "lost", now)
+            watch.missed = True
 
     def _stop(self, watch: _Watch, why: Why, now: float) -> None:
         log.info("asking the runner to stop: %s", why, extra=watch.ids)

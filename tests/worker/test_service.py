@@ -1,0 +1,162 @@
+"""Real processes: redis-server, Celery workers, the maintenance loop; faults at awkward moments. Tests share one service, in order."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from sqlalchemy import select
+
+from jobs import cancel
+from jobs.database import sessions, transact
+from jobs.models import Artifact, Job
+from jobs.store import Store
+from tests.worker.service import RedisServer, Service, make_service, until
+from worker.app import TASK, make_app
+
+TINY = {
+    "backbone": {"name": "convnet", "width": 8, "depth": 2},
+    "ssl": "simclr",
+    "batch_size": 128,
+    "projector_dim": 16,
+    "warmup_epochs": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, migrated: Path, redis_server: RedisServer) -> Iterator[Service]:
+    service = make_service(tmp_path_factory.mktemp("service"), migrated, redis_server.url)
+    service.start("maintenance", "worker.maintenance")
+    service.worker("one")
+    yield service
+    service.stop()
+
+
+def long_teacher(service: Service, seed: int) -> tuple[str, str]:
+    """A job whose teacher would train for hours, and that teacher's step, once it trains."""
+    job_id, steps = service.distill(num_images=4, method={"name": "random"}, teacher={**TINY, "epochs": 1_000_000}, seed=seed)
+    until(lambda: service.step(steps["teacher"]).done, 90)
+    return job_id, steps["teacher"]
+
+
+def runner_of(service: Service, worker: str, step_id: str, attempt: int) -> int:
+    """The process id of the runner of an attempt, as soon as it begins."""
+    (line,) = until(lambda: service.logged(worker, "runner begins", step_id=step_id, attempt=attempt), 60, every=0.005)
+    return int(line["pid"])
+
+
+def gone(pid: int) -> bool:
+    try:
+        return b"\nState:\tZ" in Path(f"/proc/{pid}/status").read_bytes()
+    except FileNotFoundError:
+        return True
+
+
+def maps_torch(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_step_runs_and_its_files_are_in_the_store(service: Service) -> None:
+    step = service.wait(service.upload(1), "succeeded")
+    with sessions(service.engine)() as session:
+        files = {file.name: file for file in session.scalars(select(Artifact).where(Artifact.step_id == step.id))}
+    assert {name: file.kind for name, file in files.items()} == {
+        "dataset.safetensors": "dataset",
+        "preview.png": "preview",
+        "step.json": "manifest",
+    }
+    assert all(Store(service.settings.store).verify(file.sha256) for file in files.values())
+    assert (step.attempt, step.failures, step.summary["num_images"]) == (1, 0, 12)
+    until(lambda: not (service.settings.scratch / "steps" / step.key).exists(), 5)
+
+
+def test_only_the_template_has_loaded_torch(service: Service) -> None:
+    (child,) = children(service.processes["one"].pid)
+    (template,) = children(child)
+    assert [maps_torch(pid) for pid in (service.processes["one"].pid, child, template)] == [False, False, True]
+
+
+def test_a_small_job_runs_to_its_end(service: Service) -> None:
+    job_id, steps = service.distill(num_images=4, method={"name": "random"}, teacher={**TINY, "epochs": 1})
+    for name in ("distill", "export", "figures"):
+        service.wait(steps[name], "succeeded", 90)
+    with sessions(service.engine)() as session:
+        assert session.get_one(Job, job_id).state == "succeeded"
+    assert {service.step(step).attempt for step in steps.values()} == {1}
+
+
+def test_doubled_and_late_doorbells_run_nothing_twice(service: Service) -> None:
+    done, app = service.upload(2), make_app(service.settings.redis_url)
+    for _ in range(5):
+        app.send_task(TASK, args=[done], queue="cpu")
+    service.wait(done, "succeeded")
+    app.send_task(TASK, args=[done], queue="gpu")
+    app.send_task(TASK, args=["step_unknown"], queue="cpu")
+    service.wait(service.upload(3), "succeeded")  # what was sent before it has been read
+    assert (service.step(done).attempt, service.step(done).state) == (1, "succeeded")
+
+
+def test_a_killed_runner_is_counted_and_its_step_run_again(service: Service) -> None:
+    step_id = service.upload(4, count=2000)
+    os.kill(runner_of(service, "one", step_id, 1), signal.SIGKILL)
+    step = service.wait(step_id, "succeeded")
+    assert (step.attempt, step.failures) == (2, 1)
+    assert step.error_code == "worker_lost"
+    assert "SIGKILL" in str(step.error_detail)
+
+
+def test_a_cancel_reaches_the_inner_loop_within_five_seconds(service: Service) -> None:
+    job_id, step_id = long_teacher(service, seed=5)
+    began = time.monotonic()
+    transact(sessions(service.engine), lambda s: cancel.cancel(s, job_id))
+    step = service.wait(step_id, "cancelled", 5)
+    assert time.monotonic() - began < 5
+    assert step.failures == 0
+    assert [line["code"] for line in service.logged("one", "runner ends", step_id=step_id)] == ["STOPPED"]  # not killed
+    with sessions(service.engine)() as session:
+        assert session.get_one(Job, job_id).state == "cancelled"
+
+
+def test_losing_all_of_redis_loses_no_step(service: Service, redis_server: RedisServer) -> None:
+    job_id, _ = long_teacher(service, seed=6)  # the worker is busy, so the next doorbell waits
+    client = redis.from_url(service.settings.redis_url)
+    waiting = service.upload(6)
+    until(lambda: client.llen("cpu"), 10)
+    client.flushall()
+    redis_server.restart()
+    later = service.upload(7)
+    transact(sessions(service.engine), lambda s: cancel.cancel(s, job_id))
+    assert [service.wait(step, "succeeded").attempt for step in (waiting, later)] == [1, 1]
+
+
+def test_a_killed_worker_takes_its_runner_along_and_another_finishes(service: Service) -> None:
+    step_id = service.upload(8, count=2000)
+    runner = runner_of(service, "one", step_id, 1)
+    service.processes["one"].kill()
+    until(lambda: gone(runner), 3)
+    service.worker("two")
+    step = service.wait(step_id, "succeeded")
+    assert (step.attempt, step.failures, step.error_code) == (2, 1, "worker_lost")
+    assert str(service.step(step_id).error_detail).startswith("worker one/")
+
+
+def test_a_drained_worker_hands_its_step_back_with_a_checkpoint(service: Service) -> None:
+    _, step_id = long_teacher(service, seed=9)
+    service.processes["two"].terminate()
+    assert service.processes["two"].wait(15) == 0
+    step = service.step(step_id)
+    assert (step.state, step.failures, step.attempt) == ("ready", 0, 1)
+    assert list((service.settings.scratch / "steps" / step.key / "work").iterdir())
+
+
+def test_maintenance_stops_when_told(service: Service) -> None:
+    service.processes["maintenance"].terminate()
+    assert service.processes["maintenance"].wait(5) == 0
+    assert service.logged("maintenance", "maintenance ends")
