@@ -35,6 +35,16 @@ Distil a dataset into a few images on which an encoder can be pre-trained, and s
 Every refusal is `application/problem+json` and names the fields that are wrong, what was given, and what is allowed.
 """
 
+TAGS = [
+    {"name": "work", "description": "Post a distillation or an evaluation."},
+    {"name": "jobs", "description": "Watch what was posted, stop it, try again."},
+    {"name": "results", "description": "Synthetic sets and reports."},
+    {"name": "datasets", "description": "Built-ins, and yours."},
+    {"name": "files", "description": "Everything that steps leave behind, by id; checkpoints that you bring."},
+    {"name": "catalogue", "description": "What a spec may ask for."},
+    {"name": "service", "description": "Health, version, counters."},
+]
+
 HANDLERS: dict[Any, Any] = {
     problems.Refusal: problems.on_refusal,
     RequestValidationError: problems.on_invalid,
@@ -79,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        openapi_tags=TAGS,
         lifespan=lifespan,
         middleware=[Middleware(Envelope, max_upload_bytes=chosen.max_upload_bytes, registry=registry)],
         exception_handlers=HANDLERS,

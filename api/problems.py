@@ -44,25 +44,33 @@ PROBLEMS: dict[str, tuple[int, str]] = {
 }
 
 
+_EXAMPLE = {
+    "field": "method.inner_steps",
+    "message": "must be greater than or equal to 1",
+    "given": 0,
+    "allowed": "1 to 10000",
+}
+
+
 class FieldProblem(BaseModel):
     """One field that is wrong."""
 
-    field: str = Field(description="path of the field as it was posted", examples=["method.inner_steps"])
-    message: str = Field(examples=["must be greater than or equal to 1"])
-    given: Any = Field(None, examples=[0])
-    allowed: Any = Field(None, examples=["1 to 10000"])
+    field: str = Field(description="path of the field as it was posted")
+    message: str
+    given: Any
+    allowed: Any
 
 
 class ProblemBody(BaseModel):
     """The body of every answer with a status of 400 or more."""
 
     type: str = Field(examples=["urn:potstill:problem:invalid_request"])
-    title: str
-    status: int
-    detail: str
-    code: str = Field(description="closed list: " + ", ".join(PROBLEMS))
-    errors: list[FieldProblem] = []
-    request_id: str
+    title: str = Field(examples=[PROBLEMS["invalid_request"][1]])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["method.inner_steps: must be greater than or equal to 1"])
+    code: str = Field(description="closed list: " + ", ".join(PROBLEMS), examples=["invalid_request"])
+    errors: list[FieldProblem] = Field(examples=[[_EXAMPLE]])
+    request_id: str = Field(examples=["req_ec291ae5192e0512"])
 
 
 class Refusal(Exception):

@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from api.examples import JOB
 from jobs.bodies import ArtifactView, DatasetView, EventView, JobView, ReportView, Series, SyntheticSetView
 
 
 class JobBody(JobView):
     """A job, as of now."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [JOB]})
 
     links: dict[str, str] = Field(
         description="addresses: self, events, metrics, artifacts, plots; and cancel, retry, results when there are any"

@@ -162,7 +162,7 @@ def upload_form(what: str) -> dict[str, Any]:
     """How OpenAPI describes the form, so that Swagger UI offers a file picker."""
     properties = {
         "file": {"type": "string", "format": "binary", "description": what},
-        "name": {"type": "string", "description": "the file's own name when absent"},
+        "name": {"type": "string", "description": "the file's own name when absent", "example": ""},
     }
     schema = {"type": "object", "required": ["file"], "properties": properties}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

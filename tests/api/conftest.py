@@ -7,33 +7,21 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
-from jobs import catalogue, database, migrate
 from jobs.settings import Settings
-from tests.api.fakes import FakeWorker, Refused
+from tests.api.fakes import FakeWorker, Refused, distil
 
 REDIS_NOWHERE = "redis://127.0.0.1:1/0"
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database file with the whole schema, to copy: cheaper than migrating for every test."""
-    settings = Settings(home=tmp_path_factory.mktemp("migrated"))
-    engine = database.connect(settings)
-    migrate.upgrade(engine)
-    database.transact(database.sessions(engine), catalogue.ensure_builtins)
-    engine.dispose()
-    return settings.home / "potstill.db"
-
-
-def _installation(home: Path, migrated: Path) -> Settings:
+def _installation(home: Path, sqlite_file: Path) -> Settings:
     home.mkdir()
-    shutil.copy(migrated, home / "potstill.db")
+    shutil.copy(sqlite_file, home / "potstill.db")
     return Settings(home=home, max_upload_bytes=200_000, redis_url=REDIS_NOWHERE)
 
 
 @pytest.fixture
-def settings(tmp_path: Path, migrated: Path) -> Settings:
-    return _installation(tmp_path / "home", migrated)
+def settings(tmp_path: Path, sqlite_file: Path) -> Settings:
+    return _installation(tmp_path / "home", sqlite_file)
 
 
 @pytest.fixture
@@ -49,27 +37,19 @@ def worker(settings: Settings) -> Iterator[FakeWorker]:
     worker.dispose()
 
 
-def _distil(client: TestClient, worker: FakeWorker) -> dict[str, Any]:
-    job = client.post("/distill", json={"preset": "smoke"}).json()
-    worker.finish(job["id"])
-    done: dict[str, Any] = client.get(f"/jobs/{job['id']}").json()
-    assert done["state"] == "succeeded"
-    return done
-
-
 @pytest.fixture
 def distilled(client: TestClient, worker: FakeWorker) -> dict[str, Any]:
     """A finished distillation, as GET /jobs/{id} shows it."""
-    return _distil(client, worker)
+    return distil(client, worker)
 
 
 @pytest.fixture(scope="session")
-def gallery(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[tuple[TestClient, dict[str, Any]]]:
+def gallery(tmp_path_factory: pytest.TempPathFactory, sqlite_file: Path) -> Iterator[tuple[TestClient, dict[str, Any]]]:
     """A client of an installation with one finished distillation, and that job: made once, for tests that only read."""
-    settings = _installation(tmp_path_factory.mktemp("gallery") / "home", migrated)
+    settings = _installation(tmp_path_factory.mktemp("gallery") / "home", sqlite_file)
     worker = FakeWorker(settings)
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client, _distil(client, worker)
+        yield client, distil(client, worker)
     worker.dispose()
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from fastapi.testclient import TestClient
+
 from jobs import bodies, claims, database, records, views
 from jobs.settings import Settings
 from jobs.store import Store
@@ -73,3 +75,12 @@ class FakeWorker:
         path.write_bytes(b'{"arms": {}}' if name == "report.json" else f"{name} of {step.name}".encode() * 3)
         blob = self.store.put(path)
         return claims.NewArtifact(name, kind, media_type, blob.sha256, blob.size)
+
+
+def distil(client: TestClient, worker: FakeWorker) -> dict[str, Any]:
+    """Post the smallest distillation and finish it: the job as it then is."""
+    job = client.post("/distill", json={"preset": "smoke"}).json()
+    worker.finish(job["id"])
+    done: dict[str, Any] = client.get(f"/jobs/{job['id']}").json()
+    assert done["state"] == "succeeded"
+    return done

@@ -8,6 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
+from api.examples import JOB
+from api.schemas import JobBody
 from jobs.errors import WrongRevision
 from jobs.settings import Settings
 
@@ -45,6 +47,10 @@ def test_openapi_tells_real_shapes(client: TestClient) -> None:
     assert set(names) <= set(schema["components"]["schemas"])
     ids = [operation["operationId"] for item in schema["paths"].values() for operation in item.values()]
     assert len(ids) == len(set(ids))
+
+
+def test_the_example_of_a_job_is_one() -> None:
+    assert JobBody.model_validate(JOB).steps[1].progress is not None
 
 
 def test_examples_of_distill_run_as_they_stand(client: TestClient) -> None:
