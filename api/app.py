@@ -5,17 +5,18 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
 from api import problems
 from api.middleware import Envelope
+from api.query import only_known_parameters
 from api.routes import artifacts, catalogue, datasets, job_events, jobs, pages, plots, reports, status, submissions, synthetic_sets
 from api.service import running
 from ddcore.errors import DdcoreError
@@ -52,6 +53,7 @@ HANDLERS: dict[Any, Any] = {
     DdcoreError: problems.on_engine_error,
     JobsError: problems.on_jobs_error,
     OperationalError: problems.on_database_away,
+    TimeoutError: problems.on_database_away,
     Exception: problems.on_crash,
 }
 PROBLEM_ANSWER: dict[int | str, dict[str, Any]] = {
@@ -94,6 +96,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         middleware=[Middleware(Envelope, max_upload_bytes=chosen.max_upload_bytes, registry=registry)],
         exception_handlers=HANDLERS,
         responses=PROBLEM_ANSWER,
+        dependencies=[Depends(only_known_parameters)],
         generate_unique_id_function=_operation,
     )
     app.state.registry = registry

@@ -12,20 +12,25 @@ Labels = Annotated[tuple[Label, ...], Field(max_length=32, description="words to
 Priority = Annotated[int, Field(ge=-100, le=100, description="among waiting steps, larger runs first")]
 
 
-def _texts(value: Any) -> Iterator[str]:
+DEEPEST = 20  # tables and lists within each other; a spec has five
+
+
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    if depth > DEEPEST:
+        raise ValueError(f"tables and lists may be nested {DEEPEST} deep")
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
+            yield from _texts(key, depth)
+            yield from _texts(item, depth + 1)
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item)
+            yield from _texts(item, depth + 1)
 
 
 def _storable(body: Any) -> Any:
-    """Refuse what JSON can spell and a database cannot hold: NUL characters and halves of surrogate pairs."""
+    """Refuse what JSON can spell and nobody can use: NUL characters, halves of surrogate pairs, endless nesting."""
     for text in _texts(body):
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(f"text must hold no NUL characters or lone surrogates, and {ascii(text)[:100]} does")

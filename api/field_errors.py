@@ -59,17 +59,17 @@ def _problem(error: dict[str, Any], body: type[BaseModel] | None) -> Problem:
         kinds = sorted(name for model in models for name in [_tag(model)] if name)
         if kind == "union_tag_not_found":
             return Problem((*loc, tag), "say which kind it is", None, kinds)
-        near = _near(context["tag"], kinds)
+        near = near_miss(context["tag"], kinds)
         return Problem((*loc, tag), f"there is no {context['tag']!r}{near}", context["tag"], kinds)
     return Problem(loc, _message(error), _given(error), _allowed(error, field))
 
 
 def _unknown_field(loc: Loc, given: Any, models: list[type[BaseModel]]) -> Problem:
     names = sorted({name for model in models for name in model.model_fields})
-    return Problem(loc, f"there is no such field{_near(str(loc[-1]), names)}", given, names)
+    return Problem(loc, f"there is no such field{near_miss(str(loc[-1]), names)}", given, names)
 
 
-def _near(word: str, known: Sequence[str]) -> str:
+def near_miss(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 

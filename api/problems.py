@@ -132,6 +132,11 @@ def sentence(problems: Sequence[Problem]) -> str:
     return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more; see errors)"
 
 
+def with_hint(error: DdcoreError | JobsError) -> str:
+    """What is wrong and what to try."""
+    return "; ".join(part.rstrip(".") for part in (error.detail, error.hint) if part)
+
+
 async def on_refusal(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, Refusal)
     return problem_response(request.state.request_id, exc.code, exc.detail, exc.errors, exc.headers)
@@ -142,7 +147,7 @@ async def on_engine_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, DdcoreError)
     errors = exc.problems if isinstance(exc, SpecError) else ()
     known = exc.code in PROBLEMS and exc.code != "internal"
-    detail = sentence(errors) if errors else ". ".join(part.rstrip(".") for part in (exc.detail, exc.hint) if part)
+    detail = sentence(errors) if errors else with_hint(exc)
     return problem_response(request.state.request_id, exc.code if known else "invalid_request", detail, errors)
 
 
@@ -150,7 +155,7 @@ async def on_jobs_error(request: Request, exc: Exception) -> Response:
     """What `jobs` refuses: nothing has this id, the state does not allow it, the store is full."""
     assert isinstance(exc, JobsError)
     code = next((code for kind, code in _OF_JOBS if isinstance(exc, kind)), "bad_request")
-    detail = ". ".join(part.rstrip(".") for part in (exc.detail, exc.hint) if part)
+    detail = with_hint(exc)
     errors = [Problem(("cursor",), exc.detail)] if code == "invalid_request" else []
     return problem_response(request.state.request_id, code, detail, errors)
 
@@ -207,5 +212,6 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
 
 async def on_crash(request: Request, exc: Exception) -> Response:
     """An error that nobody foresaw: the log has the traceback, the caller the request id to quote."""
+    log.error("request %s (%s %s) failed; its traceback follows", request.state.request_id, request.method, request.url.path)
     detail = f"an unexpected error; quote request id {request.state.request_id} to whoever runs this service"
     return problem_response(request.state.request_id, "internal", detail)

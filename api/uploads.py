@@ -11,9 +11,10 @@ from anyio import to_thread
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
-from api.problems import Refusal
-from ddcore.errors import Problem
+from api.problems import Refusal, with_hint
+from ddcore.errors import DdcoreError, Problem
 
 WRITE_EVERY = 1 << 20  # bytes gathered between two writes, each of which costs a hop to a thread
 MAX_FIELD_BYTES = 4096
@@ -25,15 +26,15 @@ class Upload:
 
     path: Path
     filename: str
-    size: int
     fields: dict[str, str]
 
 
 @asynccontextmanager
 async def receive_upload(request: Request, folder: Path, max_bytes: int, fields: tuple[str, ...]) -> AsyncIterator[Upload]:
-    """Stream the form's `file` into a new file in `folder`, which is removed at the end unless it was moved away.
+    """Stream the form's `file` into a new file in `folder`, which is removed at the end.
 
-    fields: names of the text fields the form may have. Raises `Refusal` for anything else, and beyond `max_bytes`.
+    fields: names of the text fields the form may have. Raises `Refusal` for anything else, beyond `max_bytes`, and in the place of a
+    `DdcoreError` of the caller, whose subject the file is.
     """
     media, options = parse_options_header(request.headers.get("content-type", ""))
     if media != b"multipart/form-data" or not options.get(b"boundary"):
@@ -48,7 +49,11 @@ async def receive_upload(request: Request, folder: Path, max_bytes: int, fields:
         if form.filename is None:
             missing = Problem(("file",), "is needed", None, "one file, in the form field `file`")
             raise Refusal("invalid_request", "file: is needed", [missing])
-        yield Upload(Path(name), _plain_name(form.filename), form.size, form.texts)
+        filename = _plain_name(form.filename)
+        try:
+            yield Upload(Path(name), filename, form.texts)
+        except DdcoreError as error:
+            raise Refusal(error.code, with_hint(error), [Problem(("file",), error.detail, filename, error.hint)]) from error
     finally:
         await to_thread.run_sync(lambda: Path(name).unlink(missing_ok=True))
 
@@ -70,6 +75,8 @@ async def _feed(request: Request, form: "_Form", boundary: bytes) -> None:
         await to_thread.run_sync(form.flush)
     except FormParserError as error:
         raise Refusal("bad_request", f"the form cannot be read: {error}") from error
+    except ClientDisconnect as error:
+        raise Refusal("bad_request", "the upload was cut off") from error
     if not form.ended:
         raise Refusal("bad_request", "the form ends in the middle; was the upload cut off?")
 

@@ -9,10 +9,12 @@ from starlette.concurrency import run_in_threadpool
 from api.content import FILE_RESPONSES
 from api.links import address
 from api.parameters import Cursor, Limit, Ref
+from api.problems import Refusal, with_hint
 from api.routes.artifacts import send
 from api.schemas import DatasetBody, DatasetPage
 from api.service import Running
 from api.uploads import receive_upload, upload_form
+from ddcore.errors import DdcoreError, Problem
 from jobs import catalogue, views
 from jobs.bodies import DatasetView
 
@@ -46,9 +48,12 @@ async def upload_dataset(service: Running, request: Request, response: Response)
 
         def add() -> DatasetView:
             read = catalogue.read_upload(service.store, upload.path, settings.max_images)
-            made = service.write(
-                lambda session: catalogue.add_upload(session, service.store, read, name, max_attempts=settings.max_attempts).id
-            )
+            try:
+                made = service.write(
+                    lambda session: catalogue.add_upload(session, service.store, read, name, max_attempts=settings.max_attempts).id
+                )
+            except DdcoreError as error:  # the bytes were good: it is the name
+                raise Refusal(error.code, with_hint(error), [Problem(("name",), error.detail, name, error.hint)]) from error
             with service.read() as session:
                 return views.dataset(session, made)
 

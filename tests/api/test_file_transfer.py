@@ -153,22 +153,25 @@ def test_upload_of_a_dataset(client: TestClient, refused: Refused, worker: FakeW
 
 
 @pytest.mark.parametrize(
-    ("files", "data", "status", "code"),
+    ("files", "data", "status", "code", "field"),
     [
-        ({"file": ("a.zip", b"not a zip")}, {}, 422, "bad_dataset"),
-        ({"file": ("a.zip", zip_of()[:-40])}, {}, 422, "bad_dataset"),
-        ({"file": ("a.zip", b"x" * 200_001)}, {}, 413, "too_large"),
-        ({"file": ("a.zip", b"x" * 400_000)}, {}, 413, "too_large"),
-        ({"fiel": ("a.zip", b"x")}, {}, 422, "invalid_request"),
-        ({"file": ("a.zip", zip_of())}, {"nmae": "x"}, 422, "invalid_request"),
-        ({"file": ("a.zip", zip_of())}, {"name": "x" * 5000}, 422, "invalid_request"),
-        ({"other": ("a.zip", b"")}, {}, 422, "invalid_request"),
+        ({"file": ("a.zip", b"not a zip")}, {}, 422, "bad_dataset", "file"),
+        ({"file": ("a.zip", zip_of()[:-40])}, {}, 422, "bad_dataset", "file"),
+        ({"file": ("a.zip", zip_of())}, {"name": "digits-train"}, 422, "bad_dataset", "name"),
+        ({"file": ("a.zip", zip_of())}, {"name": "a\tb"}, 422, "invalid_request", "name"),
+        ({"file": ("a.zip", b"x" * 200_001)}, {}, 413, "too_large", None),
+        ({"file": ("a.zip", b"x" * 400_000)}, {}, 413, "too_large", None),
+        ({"fiel": ("a.zip", b"x")}, {}, 422, "invalid_request", "fiel"),
+        ({"file": ("a.zip", zip_of())}, {"nmae": "x"}, 422, "invalid_request", "nmae"),
+        ({"file": ("a.zip", zip_of())}, {"name": "x" * 5000}, 422, "invalid_request", "name"),
+        ({"other": ("a.zip", b"")}, {}, 422, "invalid_request", "other"),
     ],
 )
 def test_refused_upload_leaves_nothing(
-    client: TestClient, refused: Refused, settings: Settings, files: Any, data: Any, status: int, code: str
+    client: TestClient, refused: Refused, settings: Settings, files: Any, data: Any, status: int, code: str, field: str | None
 ) -> None:
-    refused(client.post("/datasets", files=files, data=data), status, code)
+    problem = refused(client.post("/datasets", files=files, data=data), status, code)
+    assert [error["field"] for error in problem["errors"]] == ([field] if field else [])
     assert _leftovers(settings) == []
 
 
@@ -217,5 +220,6 @@ def test_upload_of_a_checkpoint(client: TestClient, settings: Settings) -> None:
     ],
 )
 def test_bad_checkpoint(client: TestClient, refused: Refused, settings: Settings, content: bytes) -> None:
-    refused(client.post("/artifacts", files={"file": ("a.safetensors", content)}), 422, "bad_checkpoint")
+    (error,) = refused(client.post("/artifacts", files={"file": ("a.safetensors", content)}), 422, "bad_checkpoint")["errors"]
+    assert (error["field"], error["given"]) == ("file", "a.safetensors")
     assert _leftovers(settings) == []

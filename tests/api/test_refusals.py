@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 
 from tests.api.fakes import Refused
 
@@ -101,6 +102,7 @@ def test_evaluation_that_makes_no_sense(refused: Refused, gallery: tuple[TestCli
         ('{"preset": "smoke"}', "text/plain", 415, "unsupported_media_type"),
         ("[]", "application/json", 422, "invalid_request"),
         ("", "application/json", 422, "invalid_request"),
+        ('{"dataset": ' + "[" * 900 + "]" * 900 + "}", "application/json", 422, "invalid_request"),
         ('{"dataset": "a\\u0000b"}', "application/json", 422, "invalid_request"),
         ('{"dataset": "\\ud800"}', "application/json", 422, "invalid_request"),
         ('{"\\ud800": 1}', "application/json", 422, "invalid_request"),
@@ -156,6 +158,27 @@ def test_every_refusal_is_a_problem(client: TestClient, refused: Refused, method
 
 def test_near_miss_of_a_dataset_is_suggested(client: TestClient, refused: Refused) -> None:
     assert "digits-train" in refused(client.get("/datasets/digits-trian"), 404, "not_found")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "field"),
+    [("POST", "/distill?dry_rum=true", "dry_rum"), ("GET", "/jobs?states=queued", "states"), ("GET", "/methods?x=1", "x")],
+)
+def test_misspelt_parameter(client: TestClient, refused: Refused, method: str, path: str, field: str) -> None:
+    answer = client.request(method, path, json={"preset": "smoke"} if method == "POST" else None)
+    (error,) = refused(answer, 422, "invalid_request")["errors"]
+    assert error["field"] == field
+    assert field == "x" or "did you mean" in error["message"]
+
+
+def test_database_that_is_away(client: TestClient, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(session: Any, job_id: str) -> None:
+        raise OperationalError("SELECT secret", {}, Exception("connection refused"))
+
+    monkeypatch.setattr("jobs.views.job", away)
+    answer = client.get("/jobs/job_x")
+    assert "secret" not in refused(answer, 503, "not_ready")["detail"]
+    assert answer.headers["retry-after"]
 
 
 def test_crash_is_a_problem_too(client: TestClient, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
