@@ -14,7 +14,7 @@ from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.augment import random_views
 from ddcore.data.images import Images, load_dataset, mean_std, normalise
 from ddcore.errors import DdcoreError, Stopped
-from ddcore.events import Every
+from ddcore.events import Every, Reporter
 from ddcore.networks.backbones import build_backbone, feature_dim
 from ddcore.specs import BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec, TeacherSpec
 from ddcore.ssl.barlow_twins import barlow_twins
@@ -91,6 +91,7 @@ class Run:
         except Stopped:
             self._checkpoint()
             raise
+        self._checkpoint()  # measuring may be stopped too
 
     def _update(self) -> None:
         epoch, place = divmod(self.step, self.epoch_steps)
@@ -144,7 +145,7 @@ class Run:
         if self.data.labels is None:
             return
         rows = torch.linspace(0, len(self.data) - 1, min(LOOK_IMAGES, len(self.data))).round().long().to(self.task.device)
-        features = extract_features(self.objective.result, self.data.images[rows], self.mean, self.std, self.task.reporter)
+        features = extract_features(self.objective.result, self.data.images[rows], self.mean, self.std, Reporter())
         self._point("knn", knn_accuracy(features, self.data.labels[rows]))
 
     def _snapshot(self) -> None:

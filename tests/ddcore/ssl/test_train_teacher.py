@@ -1,0 +1,177 @@
+"""The teacher step: what it leaves, the identities of its trajectory, resuming, and every way to fail."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddcore.data.images import Images, load_dataset, mean_std
+from ddcore.errors import DdcoreError, Stopped
+from ddcore.events import Reporter
+from ddcore.ssl.dino import momentum_at
+from ddcore.ssl.teacher import load_teacher
+from ddcore.ssl.train import learning_rate, train_teacher
+from ddcore.task import Task
+
+MakeTask = Callable[..., Task]
+
+TINY: dict[str, Any] = {
+    "backbone": {"name": "convnet", "width": 8, "depth": 2},
+    "epochs": 3,
+    "batch_size": 32,
+    "warmup_epochs": 1,
+    "snapshots": 10,
+    "augment": {"flip": False, "jitter": 0.0, "grayscale": 0.0, "noise": 0.05, "crop_scale": [0.6, 1.0]},
+}
+DINO = {"ssl": "dino", "out_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8, "momentum": 0.9, "local_crops": 1, **TINY}
+BARLOW = {"ssl": "barlow_twins", "projector_dim": 16, **TINY}
+SIMCLR = {"ssl": "simclr", "projector_dim": 16, **TINY}
+
+
+def params(teacher: dict[str, Any], seed: int = 0, **changes: Any) -> dict[str, Any]:
+    return {"teacher": {**teacher, **changes}, "seed": seed}
+
+
+def state(folder: Path) -> tuple[bytes, bytes, Any]:
+    """All of a teacher that must be equal bit for bit."""
+    files = [(folder / name).read_bytes() for name in ("teacher.safetensors", "trajectory.safetensors")]
+    return files[0], files[1], json.loads((folder / "history.json").read_text())
+
+
+@pytest.mark.parametrize("teacher", [DINO, BARLOW, SIMCLR], ids=["dino", "barlow_twins", "simclr"])
+def test_files_and_facts(make_task: MakeTask, dataset: Path, teacher: dict[str, Any]) -> None:
+    events: list[dict[str, Any]] = []
+    before = torch.random.get_rng_state()
+    task = make_task("a", params(teacher), Reporter(sink=events.append), dataset=dataset)
+    summary = train_teacher(task)
+    assert torch.equal(torch.random.get_rng_state(), before)  # randomness is the run's own
+    module, manifest = load_teacher(task.out)
+    data = load_dataset(dataset)
+    mean, std = mean_std(data.images)
+    assert (manifest.mean, manifest.std, manifest.in_channels, manifest.image_size) == (mean, std, 1, (8, 8))
+    assert (manifest.ssl, manifest.feature_dim, manifest.backbone["width"]) == (teacher["ssl"], 32, 8)
+    assert manifest.knn_accuracy is not None
+    assert 10 < manifest.knn_accuracy <= 100
+    assert 1.5 < manifest.feature_rank <= 32
+    assert manifest.images_per_second is not None
+    assert manifest.images_per_second > 0
+    assert summary["knn_accuracy"] == manifest.knn_accuracy
+    assert not module.training
+    trajectory = load_file(task.out / "trajectory.safetensors")
+    width = sum(p.numel() for p in module.parameters())
+    assert trajectory["step"].tolist() == list(range(10))  # 3 epochs of 3 steps
+    assert {name: tuple(t.shape) for name, t in trajectory.items() if name != "step"} == dict.fromkeys(
+        ("student", "teacher") if teacher is DINO else ("student",), (10, width)
+    )
+    assert len({tuple(row.tolist()) for row in trajectory["student"]}) == 10  # cloned: no two snapshots share memory
+    kept = torch.cat([p.flatten() for p in module.parameters()])
+    assert torch.equal(kept, trajectory["teacher" if teacher is DINO else "student"][-1])
+    history = json.loads((task.out / "history.json").read_text())
+    assert [step for step, _ in history["loss"]] == list(range(9))
+    assert set(history) == {"loss", "lr", "knn"} | ({"entropy", "kl", "ema_momentum"} if teacher is DINO else set())
+    assert {e["name"] for e in events if e["type"] == "metric"} == set(history)
+    assert any("images/s" in e["note"] for e in events if e["type"] == "progress")
+
+
+def test_the_recorded_teacher_is_the_moving_average_of_the_recorded_student(make_task: MakeTask, dataset: Path) -> None:
+    task = make_task("a", params(DINO), dataset=dataset)
+    train_teacher(task)
+    trajectory = load_file(task.out / "trajectory.safetensors")
+    student, teacher = trajectory["student"].double(), trajectory["teacher"].double()
+    assert torch.equal(student[0], teacher[0])
+    momenta = [momentum_at(step, 9, 0.9) for step in range(9)]
+    history = json.loads((task.out / "history.json").read_text())
+    assert [m for _, m in history["ema_momentum"]] == momenta
+    closed = teacher[0]
+    for t, m in enumerate(momenta, start=1):
+        torch.testing.assert_close(teacher[t], m * teacher[t - 1] + (1 - m) * student[t], rtol=0, atol=1e-6)
+        closed = m * closed + (1 - m) * student[t]
+        gap = student[t - 1] - teacher[t - 1]
+        torch.testing.assert_close(student[t] - teacher[t], m * (gap + student[t] - student[t - 1]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(teacher[-1], closed, rtol=0, atol=1e-5)
+    assert float((student[-1] - teacher[-1]).norm()) > 1e-3
+
+
+@pytest.mark.parametrize("teacher", [DINO, {**SIMCLR, "backbone": {"name": "resnet18", "width": 4}}], ids=["dino", "simclr-resnet"])
+def test_a_stopped_run_goes_on_bit_for_bit(make_task: MakeTask, dataset: Path, teacher: dict[str, Any]) -> None:
+    whole = make_task("whole", params(teacher), dataset=dataset)
+    train_teacher(whole)
+    for step in (1, 4):
+        polls = iter([False] * step)
+        stopping = Reporter(should_stop=lambda polls=polls: next(polls, True))
+        with pytest.raises(Stopped):
+            train_teacher(make_task(f"at-{step}", params(teacher), stopping, dataset=dataset))
+        notes: list[dict[str, Any]] = []
+        resumed = make_task(f"at-{step}", params(teacher), Reporter(sink=notes.append), dataset=dataset)
+        train_teacher(resumed)
+        assert state(resumed.out) == state(whole.out)
+        assert {"type": "note", "text": f"resumed at step {step} of 9"} in notes
+    other = make_task("other", params(teacher, seed=1), dataset=dataset)
+    train_teacher(other)
+    assert state(other.out)[0] != state(whole.out)[0]
+
+
+@pytest.mark.parametrize("teacher", [BARLOW, SIMCLR], ids=["barlow_twins", "simclr"])
+def test_the_loss_falls(make_task: MakeTask, dataset: Path, teacher: dict[str, Any]) -> None:
+    task = make_task("a", params(teacher, epochs=20, lr=5e-3), dataset=dataset)
+    train_teacher(task)
+    losses = [value for _, value in json.loads((task.out / "history.json").read_text())["loss"]]
+    assert sum(losses[-5:]) < 0.87 * sum(losses[:5])
+
+
+def test_a_dino_student_learns_what_a_slow_teacher_says(make_task: MakeTask, dataset: Path) -> None:
+    """With a teacher and a center that hardly move, the KL divergence between the two must fall."""
+    slow = params(DINO, epochs=20, lr=5e-3, local_crops=0, momentum=0.9999, center_momentum=0.9999, freeze_last_layer_epochs=0)
+    task = make_task("a", slow, dataset=dataset)
+    train_teacher(task)
+    divergence = [value for _, value in json.loads((task.out / "history.json").read_text())["kl"]]
+    assert sum(divergence[-5:]) < 0.6 * sum(divergence[3:8])
+
+
+def test_without_labels_there_is_no_accuracy(make_task: MakeTask, dataset: Path, tmp_path: Path) -> None:
+    data = load_dataset(dataset)
+    Images(data.images[:20], None, ()).save(tmp_path / "dataset.safetensors")
+    task = make_task("a", params(SIMCLR, batch_size=256), dataset=tmp_path)  # more than there are images: one batch of all
+    summary = train_teacher(task)
+    assert summary["knn_accuracy"] is None
+    assert "knn" not in json.loads((task.out / "history.json").read_text())
+    assert load_file(task.out / "trajectory.safetensors")["step"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"min_knn_accuracy": 100.0}, "teacher_collapsed", ("k-NN accuracy", "floor of 100.0 %")),
+        ({"lr": 1e30}, "diverged", ("not finite at step",)),
+    ],
+)
+def test_failures_carry_figures(make_task: MakeTask, dataset: Path, changes: dict[str, Any], code: str, words: tuple[str, ...]) -> None:
+    task = make_task("a", params(SIMCLR, **changes), dataset=dataset)
+    with pytest.raises(DdcoreError) as caught:
+        train_teacher(task)
+    assert caught.value.code == code
+    assert caught.value.hint
+    assert all(word in caught.value.detail for word in words)
+    assert not (task.out / "teacher.safetensors").exists()
+
+
+def test_features_that_do_not_vary_are_a_collapse(make_task: MakeTask, tmp_path: Path) -> None:
+    Images(torch.full((32, 1, 8, 8), 100, dtype=torch.uint8), None, ()).save(tmp_path / "dataset.safetensors")
+    teacher = {**DINO, "augment": {**TINY["augment"], "noise": 0.0}}
+    with pytest.raises(DdcoreError, match="nearly the same features") as caught:
+        train_teacher(make_task("a", params(teacher), dataset=tmp_path))
+    assert caught.value.code == "teacher_collapsed"
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [learning_rate(step, 100, 2.0, 10) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.0)
+    assert learning_rate(0, 1, 2.0, 10) == 2.0
+    assert max(learning_rate(step, 10, 2.0, 50) for step in range(10)) == 2.0  # a warm-up longer than the run still peaks
