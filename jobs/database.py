@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from jobs.settings import Settings
@@ -70,22 +70,30 @@ def readers(engine: Engine) -> sessionmaker[Session]:
 
 
 def transact(make: sessionmaker[Session], work: Callable[[Session], T]) -> T:
-    """Run `work` in one transaction and commit it; again, from the start, if it lost a race that repeating can win."""
+    """Run `work` in one transaction and commit it; again, from the start, if it lost a race that repeating can win.
+
+    A connection that breaks during the commit is not repeated: nobody knows whether the commit was done.
+    """
     for repeat in range(REPEATS):
+        committing = False
         try:
-            with make.begin() as session:
-                return work(session)
-        except (IntegrityError, OperationalError, DBAPIError) as error:
-            if repeat == REPEATS - 1 or not _worth_repeating(error):
+            with make() as session:
+                result = work(session)
+                committing = True
+                session.commit()
+                return result
+        except DBAPIError as error:
+            broken = error.connection_invalidated and not committing
+            if repeat == REPEATS - 1 or not (broken or _lost_a_race(error)):
                 raise
             time.sleep(0.02 * 2**repeat)
     raise AssertionError("unreachable")
 
 
-def _worth_repeating(error: DBAPIError) -> bool:
-    """A unique key that another transaction took first, a deadlock, a serialisation failure, a lock too late, a lost connection."""
+def _lost_a_race(error: DBAPIError) -> bool:
+    """A unique key that another transaction took first, a deadlock, a serialisation failure, or a lock that came too late."""
     if isinstance(error.orig, psycopg.Error):
-        return error.connection_invalidated or error.orig.sqlstate in ("23505", "40P01", "40001", "55P03")
+        return error.orig.sqlstate in ("23505", "40P01", "40001", "55P03")
     return "UNIQUE constraint failed" in str(error.orig) or "database is locked" in str(error.orig)
 
 
