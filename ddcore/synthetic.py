@@ -43,10 +43,6 @@ class SyntheticSet:
         """The set as an 8-bit image file would keep it: pixels clipped to 0..1 and rounded to 256 levels."""
         return replace(self, images=(self.images.clamp(0, 1) * 255).round() / 255)
 
-    def to(self, device: torch.device) -> "SyntheticSet":
-        tensors = {name: getattr(self, name).to(device) for name in _FIELDS}
-        return SyntheticSet(**tensors, info=self.info)
-
     def save(self, path: Path) -> None:
         """Write one safetensors file; equal sets give equal bytes."""
         text = json.dumps(self.info, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -27,10 +27,16 @@ class Estimate:
 
     def words(self, sign: bool = False) -> str:
         """Such as `61.3 ± 1.2 [59.8, 62.8]`: mean, deviation and interval; `sign` writes a plus before gains."""
-        number = "+.1f" if sign else ".1f"
-        if self.std is None or self.low is None or self.high is None:
-            return f"{self.mean:{number}} (one seed: no interval)"
-        return f"{self.mean:{number}} ± {self.std:.1f} [{self.low:{number}}, {self.high:{number}}]"
+        mean, low, high = (None if value is None else _decimal(value, sign) for value in (self.mean, self.low, self.high))
+        if self.std is None or low is None or high is None:
+            return f"{mean} (one seed: no interval)"
+        return f"{mean} ± {self.std:.1f} [{low}, {high}]"
+
+
+def _decimal(value: float, sign: bool) -> str:
+    """One decimal place, and no minus before a zero."""
+    text = f"{value:{'+.1f' if sign else '.1f'}}"
+    return text.lstrip("+-") if float(text) == 0 else text
 
 
 def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:

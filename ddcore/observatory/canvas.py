@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by people of any colour vision; markers differ too, for print in grey.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 INK, QUIET, GRID = "#222222", "#666666", "#DDDDDD"
 ARMS = {
     "synthetic": ("synthetic", RED, "o"),
@@ -61,12 +61,6 @@ def style() -> Any:
 
 def grid(axes: Axes) -> None:
     axes.grid(True, color=GRID, linewidth=0.8)
-
-
-def say_empty(axes: Axes, text: str) -> None:
-    """Put words where there is nothing to draw."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=QUIET, transform=axes.transAxes, wrap=True)
 
 
 def save_figure(figure: Figure, folder: Path, name: str, numbers: dict[str, Any]) -> None:

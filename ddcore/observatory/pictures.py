@@ -30,7 +30,9 @@ def draw_images(data: SyntheticSet, real: Tensor, method: str, folder: Path) -> 
     lines = math.ceil(len(rows) / columns)
     with style():
         figure = new_figure(13.5, 0.95 + 4.0 * lines / columns)
-        title = f"{len(rows)} of {len(data.images)} synthetic images, and the real ones they began from ({method.replace('_', '-')})"
+        title = (
+            f"{len(rows)} of {len(data.images)} synthetic images, and the real ones they began from (method: {method.replace('_', '-')})"
+        )
         figure.set_layout_engine("constrained", wspace=0.04)
         figure.suptitle(title, x=0.01, ha="left", fontsize=14)
         axes = [figure.add_subplot(1, 3, number + 1) for number in range(3)]

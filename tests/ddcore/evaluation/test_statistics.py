@@ -53,3 +53,4 @@ def test_different_seeds_cannot_be_paired() -> None:
 
 def test_words_write_gains_with_a_sign() -> None:
     assert estimate([1.0, 2.0, 3.0]).words(sign=True) == "+2.0 ± 1.0 [-0.5, +4.5]"
+    assert estimate([-0.01, 0.01, -0.03]).words(sign=True) == "0.0 ± 0.0 [-0.1, 0.0]"
