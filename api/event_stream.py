@@ -1,5 +1,6 @@
 """Server-sent events of one job: everything since an event id, then what happens, until the job has ended."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,14 +24,15 @@ class Look:
     ended: bool
 
 
-async def stream(look: Callable[[int], Look], after: int, pollers: CapacityLimiter) -> AsyncIterator[bytes]:
+async def stream(look: Callable[[int], Look], after: int, pollers: CapacityLimiter, stopping: asyncio.Event) -> AsyncIterator[bytes]:
     """Poll `look(after)` in one of the threads that `pollers` grants, and yield server-sent events.
 
-    Recorded events carry their id, for Last-Event-ID; `progress` carries none, since the next one replaces it. Ends after `end`.
+    Recorded events carry their id, for Last-Event-ID; `progress` carries none, since the next one replaces it. Ends after `end`, or
+    without one when the service stops: the client then comes back with its Last-Event-ID.
     """
     shown: dict[str, Any] | None = None
     said = time.monotonic()
-    while True:
+    while not stopping.is_set():
         seen = await to_thread.run_sync(look, after, limiter=pollers)
         for number, kind, body in seen.events:
             after = number
@@ -46,4 +48,5 @@ async def stream(look: Callable[[int], Look], after: int, pollers: CapacityLimit
             said = time.monotonic()
             yield KEEPALIVE_COMMENT
         if not seen.events:
-            await anyio.sleep(POLL_SECONDS)
+            with anyio.move_on_after(POLL_SECONDS):
+                await stopping.wait()

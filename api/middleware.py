@@ -51,7 +51,7 @@ class Envelope:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > limit:
-                raise HTTPException(413, _too_large(limit, upload, None))
+                raise HTTPException(413, _too_large(limit, upload, None), {"Connection": "close"})
             return message
 
         announced = headers.get("content-length", "")

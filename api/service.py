@@ -1,5 +1,6 @@
 """What every route needs: settings, database, store; opened when the service starts, closed when it ends."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from fastapi import Depends, FastAPI, Request
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from api.shutdown import set_on_shutdown
 from jobs import catalogue, database, migrate
 from jobs.errors import WrongRevision
 from jobs.settings import Settings
@@ -32,6 +34,7 @@ class Service:
     sessions: sessionmaker[Session]
     store: Store
     pollers: CapacityLimiter
+    stopping: asyncio.Event
 
     def write(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction, again if the database asks for it."""
@@ -46,11 +49,12 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     engine = await to_thread.run_sync(database.connect, settings)
     try:
         await to_thread.run_sync(_check, engine)
-        app.state.service = Service(
-            settings, engine, database.readers(engine), database.sessions(engine), Store(settings.store), CapacityLimiter(POLLERS)
-        )
-        await to_thread.run_sync(app.state.service.write, catalogue.ensure_builtins)
-        yield
+        readers, sessions = database.readers(engine), database.sessions(engine)
+        service = Service(settings, engine, readers, sessions, Store(settings.store), CapacityLimiter(POLLERS), asyncio.Event())
+        await to_thread.run_sync(service.write, catalogue.ensure_builtins)
+        app.state.service = service
+        with set_on_shutdown(service.stopping):
+            yield
     finally:
         engine.dispose()
 

@@ -145,7 +145,8 @@ class _Form:
             return
         self.size += len(piece)
         if self.size > self.max_bytes:
-            raise Refusal("too_large", f"the file goes on beyond the limit; an upload may have {self.max_bytes} bytes")
+            detail = f"the file goes on beyond the limit; an upload may have {self.max_bytes} bytes"
+            raise Refusal("too_large", detail, headers={"Connection": "close"})
         self.waiting.append(piece)
         self.waiting_bytes += len(piece)
 

@@ -46,7 +46,7 @@ def list_events(
     first = _look(service, job_id, after)
     if first.ended and not first.events and last_event_id is not None:
         return Response(status_code=204)
-    events = stream(lambda since: _look(service, job_id, since), after, service.pollers)
+    events = stream(lambda since: _look(service, job_id, since), after, service.pollers, service.stopping)
     return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
 
 

@@ -1,14 +1,23 @@
 """Events as pages and as a stream; curves."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+import httpx
 from fastapi.testclient import TestClient
 
+from jobs.settings import Settings
 from tests.api.fakes import FakeWorker
 
+ROOT = Path(__file__).parents[2]
 STREAM = {"Accept": "text/event-stream"}
 
 
@@ -85,3 +94,39 @@ def test_curves_are_thinned_and_chosen(client: TestClient, worker: FakeWorker) -
     assert len(loss["points"]) <= 10
     assert loss["points"][0] == [0.0, 1.0]
     assert loss["points"][-1] == [99.0, 0.01]
+
+
+def test_open_stream_does_not_hold_up_a_shutdown(settings: Settings, tmp_path: Path) -> None:
+    """A real server, a real signal: the stream ends, and so does the process, without a word of complaint."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "POTSTILL_HOME": str(settings.home)}
+    command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)]
+    log = tmp_path / "log"
+    with log.open("w") as out, subprocess.Popen(command, env=environment, cwd=ROOT, stderr=out, stdout=out) as server:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+                _until_up(client)
+                job = client.post("/distill", json={"preset": "smoke"}).json()
+                with client.stream("GET", job["links"]["events"], headers=STREAM) as answer:
+                    lines = answer.iter_lines()
+                    assert next(lines) == "event: job_queued"
+                    server.send_signal(signal.SIGTERM)
+                    assert "event: end" not in list(lines)
+            server.wait(10)
+        finally:
+            server.kill()
+    assert "Traceback" not in log.read_text()
+    assert "Application shutdown complete" in log.read_text()
+
+
+def _until_up(client: httpx.Client) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert client.get("/healthz").text == "ok"
+            return
+        except httpx.ConnectError:
+            assert time.monotonic() < deadline, "the server does not come up"
+            time.sleep(0.1)
