@@ -14,7 +14,7 @@ venv: .venv/.made ## build the virtual environment (once, and when its pins chan
 
 .venv/.made: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "potstill needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@echo "Building .venv: about 6.5 GB on disk (PyTorch with CUDA is most of it), a minute or more."
+	@echo "Building .venv: about 6.3 GB on disk (most of it PyTorch with CUDA), and a few minutes."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --editable '.[api,worker,local,dev]' --constraint constraints.txt
 	@touch $@
