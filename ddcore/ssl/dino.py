@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ddcore.specs import DinoSpec
+from ddcore.ssl.objective import full_precision
 
 MAX_NORM = 3.0  # the paper's gradient clipping
 
@@ -32,8 +33,9 @@ class DinoHead(nn.Module):
         nn.init.normal_(self.prototypes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bottleneck = functional.normalize(self.layers(x).float(), dim=1)
-        return functional.linear(bottleneck, functional.normalize(self.prototypes, dim=1))
+        bottleneck = self.layers(x)
+        with full_precision(bottleneck):
+            return functional.linear(functional.normalize(bottleneck.float(), dim=1), functional.normalize(self.prototypes, dim=1))
 
 
 def dino_loss(

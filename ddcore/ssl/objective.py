@@ -40,6 +40,11 @@ class Objective(Protocol):
         """Called after the optimiser's step `step` (from 0) of `total`; returns figures worth a curve."""
 
 
+def full_precision(tensor: torch.Tensor) -> torch.autocast:
+    """Leaves mixed precision: correlations and cosines that a temperature divides do not bear bfloat16's eight bits."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def projector(in_dim: int, hidden: int, out_dim: int, layers: int) -> nn.Sequential:
     """Linear, batch norm and ReLU, `layers` - 1 times over; then a linear layer without bias."""
     parts: list[nn.Module] = []
@@ -72,7 +77,8 @@ class Siamese:
 
     def loss(self, views: list[torch.Tensor], epoch: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         first, second = self.modules["head"](self.backbone(torch.cat(views))).chunk(2)
-        return self._compare(first.float(), second.float()), {}
+        with full_precision(first):
+            return self._compare(first.float(), second.float()), {}
 
     def before_update(self, epoch: int) -> None:
         """Nothing to do."""

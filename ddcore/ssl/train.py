@@ -32,6 +32,7 @@ CHECKPOINT_SECONDS = 60
 POINTS = 300  # of a curve
 LOOKS = 5  # k-NN accuracies measured on the way, on a sample
 LOOK_IMAGES = 2000
+UNIFORM = 0.98  # of the largest possible entropy
 
 
 def train_teacher(task: Task) -> dict[str, Any]:
@@ -183,6 +184,14 @@ class Run:
         self.step, self.history = int(facts["step"]), facts["history"]
         self.task.reporter.note(f"resumed at step {self.step} of {self.total}")
 
+    def _warn_if_uniform(self) -> None:
+        """DINO's second collapse does not show in the features' rank: all prototypes equally likely, nothing left to learn."""
+        if isinstance(self.spec, DinoSpec) and self.history["entropy"][-1][1] > UNIFORM * math.log(self.spec.out_dim):
+            self.task.reporter.note(
+                "the teacher's output ended nearly uniform over its prototypes, so the student learnt little more;"
+                " lower teacher_temperature or lr, or raise momentum"
+            )
+
     def finish(self) -> dict[str, Any]:
         """Measure the teacher, refuse a collapsed one, write the files."""
         module = self.objective.result
@@ -191,6 +200,7 @@ class Run:
             self._point("knn", accuracy)
         (self.task.out / "history.json").write_text(json.dumps(self.history) + "\n")
         refuse_collapsed(accuracy, rank, self.spec.min_knn_accuracy)
+        self._warn_if_uniform()
         gather(self.task.work, self.snapshots, self.task.out)
         last = self.history["loss"][-max(1, len(self.history["loss"]) // 10) :]
         channels, height, image_width = self.data.shape
@@ -217,7 +227,7 @@ def build_objective(spec: Trained, shape: tuple[int, int, int], seed: int, devic
     """Backbone, heads and loss on `device`, initialised from `seed`; PyTorch's global generator is left as it was."""
     channels, size = shape[0], (shape[1], shape[2])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "teacher").initial_seed())
+        torch.default_generator.manual_seed(generator(seed, "teacher").initial_seed())
         backbone = build_backbone(spec.backbone, channels, size)
         width = feature_dim(backbone, channels, size)
         objective: Objective

@@ -8,6 +8,7 @@ from torch import nn
 
 from ddcore.specs import DinoSpec
 from ddcore.ssl.dino import Dino, DinoHead, dino_loss, ema_update, momentum_at, teacher_temperature_at, update_center
+from ddcore.ssl.objective import Siamese
 
 
 def logits(views: int, batch: int = 5, width: int = 7, seed: int = 0) -> list[torch.Tensor]:
@@ -63,6 +64,22 @@ def test_prototypes_are_weight_normalised() -> None:
         head.prototypes.mul_(torch.rand(20, 1) + 0.5)
     torch.testing.assert_close(head(x), before)
     assert float(before.detach().abs().max()) <= 1 + 1e-6
+
+
+def test_logits_and_losses_keep_full_precision_under_autocast() -> None:
+    head, x = DinoHead(6, 20, 8, 4), torch.randn(3, 6)
+    seen = []
+
+    def compare(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        seen.append((first @ second.T).dtype)
+        return first.sum()
+
+    siamese = Siamese(nn.Linear(6, 6), nn.Linear(6, 4), compare)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nn.functional.linear(x, x).dtype == torch.bfloat16
+        assert head(x).dtype == torch.float32
+        siamese.loss([x, x], 0.0)
+    assert seen == [torch.float32]
 
 
 def test_schedules() -> None:

@@ -132,6 +132,13 @@ def test_a_dino_student_learns_what_a_slow_teacher_says(make_task: MakeTask, dat
     assert sum(divergence[-5:]) < 0.6 * sum(divergence[3:8])
 
 
+@pytest.mark.parametrize(("temperature", "warned"), [(10.0, True), (0.04, False)])
+def test_a_uniform_dino_teacher_is_pointed_out(make_task: MakeTask, dataset: Path, temperature: float, warned: bool) -> None:
+    events: list[dict[str, Any]] = []
+    train_teacher(make_task("a", params(DINO, teacher_temperature=temperature), Reporter(sink=events.append), dataset=dataset))
+    assert any("uniform" in event.get("text", "") for event in events) is warned
+
+
 def test_without_labels_there_is_no_accuracy(make_task: MakeTask, dataset: Path, tmp_path: Path) -> None:
     data = load_dataset(dataset)
     Images(data.images[:20], None, ()).save(tmp_path / "dataset.safetensors")
