@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 
 from jobs.settings import get_settings
 from worker import logs, runner
@@ -33,6 +34,8 @@ def serve(parent: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     settings = get_settings()
     logs.configure(settings.log_level, settings.log_json, logs.own_stream())
+    # BLAS libraries hold threads, which they end before a fork and start again after it: Python's warning is not about them.
+    warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
     gc.freeze()  # what is loaded now stays shared with the runners
     child: int | None = None
     pending = b""

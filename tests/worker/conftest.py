@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from jobs import catalogue, database, migrate
-from jobs.database import sessions, transact
 from jobs.settings import Settings
+from tests.conftest import Database
 from tests.worker.service import RedisServer
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    """A real redis-server on a private socket, for every test of this folder."""
+    """A real redis-server that a test may restart."""
     folder = Path(tempfile.mkdtemp(prefix="potstill-redis-"))  # a socket's path must be short
     server = RedisServer(folder / "s")
     server.start()
@@ -24,29 +23,10 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
-    return redis_server.url
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with the schema and the built-in datasets, to be copied."""
-    settings = Settings(home=tmp_path_factory.mktemp("migrated"))
-    engine = database.connect(settings)
-    migrate.upgrade(engine)
-    transact(sessions(engine), catalogue.ensure_builtins)
-    engine.dispose()
-    return settings.home / "potstill.db"
+def settings(database: Database) -> Settings:
+    return database.settings
 
 
 @pytest.fixture
-def settings(tmp_path: Path, migrated: Path) -> Settings:
-    shutil.copy(migrated, tmp_path / "potstill.db")
-    return Settings(home=tmp_path)
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    engine = database.connect(settings)
-    yield engine
-    engine.dispose()
+def engine(database: Database) -> Engine:
+    return database.engine

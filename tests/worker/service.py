@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -131,21 +130,28 @@ class Service:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self.engine.dispose()
 
 
-def make_service(home: Path, migrated: Path, redis_url: str, **overrides: Any) -> Service:
-    fields = {
-        "lease_seconds": 3.0,
-        "heartbeat_seconds": 0.5,
-        "ring_seconds": 2.0,
-        "stop_grace_seconds": 5.0,
-        "log_json": True,
-        "threads": 1,
-    }
-    values = fields | {"redis_url": redis_url, "home": home} | overrides
-    shutil.copy(migrated, home / "potstill.db")
+def make_service(home: Path, redis_url: str, **overrides: Any) -> Service:
+    """A service with short times, on an empty Redis; nothing is started yet."""
+    quick = {"lease_seconds": 3.0, "heartbeat_seconds": 0.5, "ring_seconds": 2.0, "stop_grace_seconds": 5.0}
+    values = quick | {"log_json": True, "threads": 1, "redis_url": redis_url, "home": home} | overrides
     redis.from_url(redis_url).flushall()
     settings = Settings(**values)
     env = {name: value for name, value in os.environ.items() if not name.startswith("POTSTILL_")}
     env |= {f"POTSTILL_{name.upper()}": str(value) for name, value in values.items()}
     return Service(settings, database.connect(settings), env | {"OMP_NUM_THREADS": "1"})
+
+
+def runner_of(service: Service, worker: str, step_id: str, attempt: int) -> int:
+    """The process id of the runner of an attempt, as soon as it begins."""
+    (line,) = until(lambda: service.logged(worker, "runner begins", step_id=step_id, attempt=attempt), 60, every=0.005)
+    return int(line["pid"])
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
