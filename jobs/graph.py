@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs.models import LIVE_JOB, LIVE_STEP, Dataset, Doorbell, Event, Job, JobStep, Step, StepInput
+from jobs.models import LIVE_JOB, Dataset, Doorbell, Event, Job, JobStep, Step, StepInput
 from jobs.results import add_result
 
 # From each state, the states that may follow. Nothing follows an end.
@@ -143,8 +143,3 @@ def after_stop(session: Session, step_id: str, at: datetime) -> bool:
     write_event(session, "step_released" if ready else "step_cancelled", at, step_id=step_id)
     end_cancelling(session, jobs_of(session, step_id, "cancelling"), at)
     return ready
-
-
-def is_live(state: str) -> bool:
-    """Whether a step in this state still counts on running or runs."""
-    return state in LIVE_STEP

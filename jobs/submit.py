@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 from ddcore.plan import Plan
 from ddcore.plan import Step as Planned
 from jobs.database import lock_graph, now
-from jobs.graph import finish_jobs, is_live, move_jobs, write_event
+from jobs.graph import end_cancelling, finish_jobs, jobs_of, move_jobs, write_event
 from jobs.ids import new_id
-from jobs.models import Artifact, Doorbell, Job, JobLabel, JobStep, Step, StepInput
+from jobs.models import LIVE_STEP, Artifact, Doorbell, Job, JobLabel, JobStep, Step, StepInput
 from jobs.store import Store
 
 
@@ -49,7 +49,7 @@ def decide(session: Session, store: Store, plan: Plan, wanted: Collection[str] =
     fates = Fates()
     for key, planned in reversed(first.items()):
         row = rows.get(key)
-        if row is not None and is_live(row.state):
+        if row is not None and row.state in LIVE_STEP:
             if key in needed or key in followed:
                 fates.live[key] = row
                 followed.update(input_keys(plan, planned))
@@ -160,8 +160,11 @@ def submit(
         shared=sum(planned.key in fates.live for planned in counted),
     )
     session.flush()
-    if any(row.state == "running" for row in fates.live.values()):
+    running = [row.id for row in fates.live.values() if row.state == "running"]
+    if running:
         move_jobs(session, [job.id], "running", at)
+    for step_id in running:  # a step that was to stop for a cancelled job now runs for this one: the other need not wait for it
+        end_cancelling(session, jobs_of(session, step_id, "cancelling"), at)
     finish_jobs(session, [job.id], at)
     session.flush()
     session.refresh(job)

@@ -127,7 +127,10 @@ def test_a_retry_is_a_new_job_that_goes_on_where_the_old_one_failed(world: World
         world.database.write(lambda s: retry(s, world.store, first))
     world.database.write(lambda s: fail(s, held.step_id, held.attempt, "teacher_collapsed", "rank 1"))
     assert world.job(first).phase == "failed while training the teacher"
-    second = world.database.write(lambda s: retry(s, world.store, first).id)
+    second = world.database.write(lambda s: retry(s, world.store, first, idempotency_key="again").id)
+    assert world.database.write(lambda s: retry(s, world.store, first, idempotency_key="again").id) == second
+    with pytest.raises(IdempotencyConflict):
+        distill(world, idempotency_key="again")
     job = world.job(second)
     assert (job.parent_id, job.labels, job.priority, job.spec) == (first, ["x"], 3, world.job(first).spec)
     assert [step.cached for step in job.steps[:2]] == [True, False]

@@ -16,7 +16,7 @@ from jobs.cancel import cancel
 from jobs.catalogue import add_upload, ensure_builtins, find, read_upload
 from jobs.claims import claim, fail, heartbeat
 from jobs.create import create_distill
-from jobs.errors import UnknownDataset
+from jobs.errors import NotFound, UnknownDataset
 from jobs.models import Artifact, Dataset, Step
 from tests.jobs.harness import World, at_once
 
@@ -83,8 +83,13 @@ def test_an_upload_is_stored_and_validated_without_any_job(world: World) -> None
     held = world.database.write(lambda s: claim(s, step.id, "w"))
     assert held is not None
     assert world.database.write(lambda s: heartbeat(s, held.step_id, held.attempt)) == "ok", "the catalogue wants it"
+    with pytest.raises(NotFound, match=r"out\.bin") as early:
+        world.database.read(lambda s: views.dataset_file(s, "mine", "out.bin"))
+    assert "not been read yet" in early.value.hint
     world.finish(held)
     assert state(world, dataset) == "ready"
+    made = world.file(f"made by {step.id}")
+    assert world.database.read(lambda s: views.dataset_file(s, "mine", "out.bin").sha256) == made.sha256
 
 
 def test_the_same_bytes_are_the_same_dataset_also_at_once(world: World) -> None:

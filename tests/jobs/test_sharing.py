@@ -195,10 +195,12 @@ def test_a_job_posted_while_a_step_is_stopping_gets_it_back(world: World) -> Non
     first = world.submit(plan("a", "distill<a"))
     held = world.claim(first, "a")
     world.database.write(lambda s: cancel(s, first))
+    assert world.job(first).state == "cancelling"
     second = world.submit(plan("a", "distill<a"))
+    assert world.job(first).state == "cancelled", "nothing runs for it alone any more"
+    assert world.database.write(lambda s: heartbeat(s, held.step_id, held.attempt)) == "ok"
     world.database.write(lambda s: release(s, held.step_id, held.attempt))
     assert world.step(second, "a").state == "ready"
-    assert world.job(first).state == "cancelled"
     assert world.finish_job(second).state == "succeeded"
 
 

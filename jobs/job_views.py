@@ -1,0 +1,166 @@
+"""What there is to know of jobs and their steps: places in the queue, progress, words, history."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from jobs.bodies import Error, EventView, JobView, Page, Progress, Queue, StepView
+from jobs.database import now
+from jobs.errors import NotFound
+from jobs.models import Event, Job, JobLabel, JobStep, Result, Step
+from jobs.pages import page
+from jobs.phases import phase
+
+
+def job(session: Session, job_id: str) -> JobView:
+    """One job, with its place in the queue. Raises `NotFound`."""
+    row = session.get(Job, job_id)
+    if row is None:
+        raise NotFound("job", job_id)
+    (view,) = _job_views(session, [row], with_queue=True)
+    return view
+
+
+def jobs(
+    session: Session,
+    *,
+    kind: str | None = None,
+    state: str | None = None,
+    label: str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> Page[JobView]:
+    """Jobs, newest first. Raises `BadCursor`."""
+    query = select(Job)
+    if kind is not None:
+        query = query.where(Job.kind == kind)
+    if state is not None:
+        query = query.where(Job.state == state)
+    if label is not None:
+        query = query.join(JobLabel, JobLabel.job_id == Job.id).where(JobLabel.label == label)
+    rows, after = page(session, query, Job.id, limit, cursor)
+    return Page(data=_job_views(session, rows, with_queue=False), has_more=after is not None, next_cursor=after)
+
+
+def _job_views(session: Session, rows: Sequence[Job], *, with_queue: bool) -> list[JobView]:
+    ids = [row.id for row in rows]
+    links: dict[str, list[tuple[JobStep, Step]]] = defaultdict(list)
+    query = select(JobStep, Step).join(Step, Step.id == JobStep.step_id).where(JobStep.job_id.in_(ids))
+    for link, step in session.execute(query.order_by(JobStep.job_id, JobStep.position)):
+        links[link.job_id].append((link, step))
+    labels: dict[str, list[str]] = defaultdict(list)
+    for one in session.scalars(select(JobLabel).where(JobLabel.job_id.in_(ids)).order_by(JobLabel.label)):
+        labels[one.job_id].append(one.label)
+    results = {one.job_id: one for one in session.scalars(select(Result).where(Result.job_id.in_(ids)))}
+    at = now(session)
+    return [_job_view(session, row, links[row.id], labels[row.id], results.get(row.id), at, with_queue) for row in rows]
+
+
+def _job_view(
+    session: Session, row: Job, links: list[tuple[JobStep, Step]], labels: list[str], result: Result | None, at: datetime, with_queue: bool
+) -> JobView:
+    distinct = list({step.id: step for _, step in links}.values())
+    queue = _queue(session, distinct) if with_queue and row.state in ("queued", "running") else None
+    made: dict[str, Any] = {result.kind: result.id} if result else {}
+    return JobView(
+        id=row.id,
+        kind=row.kind,
+        state=row.state,
+        phase=phase(row, distinct, queue.ahead if queue else None),
+        spec=row.spec,
+        labels=labels,
+        priority=row.priority,
+        parent_id=row.parent_id,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        progress=_job_progress(row, links, at),
+        queue=queue,
+        steps=[_step_view(link, step, at) for link, step in links],
+        results={**made, "summaries": {link.name: step.summary for link, step in links if step.summary is not None}},
+        error=_error(row),
+    )
+
+
+def _queue(session: Session, steps: Sequence[Step]) -> Queue | None:
+    """The place of the first of the steps that waits for a worker; None if one runs."""
+    waiting = [step for step in steps if step.state == "ready" and step.ready_at is not None]
+    if not waiting or any(step.state == "running" for step in steps):
+        return None
+    first = min(waiting, key=lambda step: (-step.priority, step.ready_at, step.id))
+    sooner = or_(
+        Step.priority > first.priority,
+        (Step.priority == first.priority) & or_(Step.ready_at < first.ready_at, (Step.ready_at == first.ready_at) & (Step.id < first.id)),
+    )
+    ahead = session.scalar(select(func.count()).select_from(Step).where(Step.state == "ready", Step.queue == first.queue, sooner)) or 0
+    return Queue(position=ahead + 1, ahead=ahead)
+
+
+def _job_progress(row: Job, links: list[tuple[JobStep, Step]], at: datetime) -> Progress:
+    steps = {step.id: step for link, step in links if not link.cached} or {step.id: step for _, step in links}
+    done, etas = 0.0, []
+    for step in steps.values():
+        if step.state == "succeeded":
+            done += 1
+        elif step.state == "running" and step.total:
+            done += min((step.done or 0) / step.total, 1.0)
+            etas.append(_eta(step, at))
+    known = [eta for eta in etas if eta is not None]
+    live = row.state in ("queued", "running")
+    return Progress(done=round(done, 3), total=len(steps), unit="steps", eta_seconds=max(known) if live and known else None)
+
+
+def _step_view(link: JobStep, step: Step, at: datetime) -> StepView:
+    progress = None
+    if step.done is not None:
+        progress = Progress(done=step.done, total=step.total, unit=step.unit or "", eta_seconds=_eta(step, at))
+    return StepView(
+        id=step.id,
+        name=link.name,
+        kind=step.kind,
+        state=step.state,
+        attempt=step.attempt,
+        cached=link.cached,
+        started_at=step.started_at,
+        finished_at=step.finished_at,
+        progress=progress,
+        note=step.note,
+        error=_error(step),
+    )
+
+
+def _eta(step: Step, at: datetime) -> float | None:
+    """Seconds to the end of a running step at its present rate, less those that went by since its last report."""
+    if step.state != "running" or not step.rate or step.total is None or step.done is None or step.progress_at is None:
+        return None
+    return round(max((step.total - step.done) / step.rate - (at - step.progress_at).total_seconds(), 0.0), 1)
+
+
+def _error(row: Job | Step) -> Error | None:
+    if row.error_code is None:
+        return None
+    return Error(code=row.error_code, detail=row.error_detail or "", hint=row.error_hint or "")
+
+
+def counts(session: Session) -> dict[str, dict[str, int]]:
+    """How many jobs, and how many steps, are in each state that any is in."""
+    tables: dict[str, type[Job] | type[Step]] = {"jobs": Job, "steps": Step}
+    return {name: dict(session.execute(select(table.state, func.count()).group_by(table.state)).all()) for name, table in tables.items()}
+
+
+def events(session: Session, job_id: str, after: int = 0, limit: int = 100) -> list[EventView]:
+    """What happened to a job and to its steps (but not to those that were done before it), after event `after`, oldest first."""
+    names = dict(
+        session.execute(
+            select(JobStep.step_id, JobStep.name).where(JobStep.job_id == job_id, ~JobStep.cached).order_by(JobStep.position.desc())
+        ).all()
+    )
+    query = select(Event).where(or_(Event.job_id == job_id, Event.step_id.in_(names)), Event.id > after).order_by(Event.id).limit(limit)
+    return [
+        EventView(id=row.id, type=row.type, step=names[row.step_id] if row.step_id else None, data=row.data, at=row.at)
+        for row in session.scalars(query)
+    ]
