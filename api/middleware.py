@@ -14,11 +14,12 @@ from api.problems import problem_response
 MAX_JSON_BYTES = 1 << 20
 UPLOADS = ("/datasets", "/artifacts")  # POST here is a file, with a limit of its own
 FORM_ALLOWANCE = 1 << 16  # what the multipart wrapping of a file may add
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Envelope:
-    """ASGI middleware; the innermost of ours, so that every answer but a crash's passes it."""
+    """ASGI middleware around everything but the last resort, which answers a crash after this has let it pass."""
 
     def __init__(self, app: ASGIApp, max_upload_bytes: int, registry: CollectorRegistry) -> None:
         self.app, self.max_upload_bytes = app, max_upload_bytes
@@ -41,9 +42,7 @@ class Envelope:
                 own = MutableHeaders(raw=message["headers"])
                 own["X-Request-ID"] = request_id
                 own.setdefault("X-Content-Type-Options", "nosniff")
-                route = getattr(scope.get("route"), "path", "unmatched")
-                self.requests.labels(scope["method"], route, message["status"]).inc()
-                self.seconds.labels(scope["method"], route).observe(time.perf_counter() - began)
+                self._count(scope, message["status"], time.perf_counter() - began)
             await send(message)
 
         async def limited() -> Message:
@@ -59,7 +58,18 @@ class Envelope:
             detail = _too_large(limit, upload, int(announced[:20]))
             refusal = problem_response(request_id, "too_large", detail, headers={"Connection": "close"})
             return await refusal(scope, receive, count)
-        await self.app(scope, limited, count)
+        try:
+            await self.app(scope, limited, count)
+        except Exception:
+            self._count(scope, 500, time.perf_counter() - began)
+            raise
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        # Whatever a stranger makes up as path or method must not become a series of its own.
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.requests.labels(method, route, status).inc()
+        self.seconds.labels(method, route).observe(seconds)
 
 
 def _too_large(limit: int, upload: bool, given: int | None) -> str:

@@ -88,7 +88,9 @@ def test_service_status(client: TestClient) -> None:
     assert client.get("/version").json()["version"]
     client.get("/jobs/job_nosuch")
     client.post("/distill", json={"preset": "smoke"})
+    client.request("MADEUP", "/somewhere")
     told = client.get("/metrics").text
+    assert 'potstill_http_requests_total{method="other",route="unmatched",status="404"} 1.0' in told
     assert 'potstill_jobs{state="queued"} 1.0' in told
     assert 'potstill_http_requests_total{method="GET",route="/jobs/{job_id}",status="404"} 1.0' in told
 

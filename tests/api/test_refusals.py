@@ -186,6 +186,7 @@ def test_crash_is_a_problem_too(client: TestClient, refused: Refused, monkeypatc
     problem = refused(client.get("/jobs/job_x", headers={"X-Request-ID": "mine-1"}), 500, "internal")
     assert problem["request_id"] == "mine-1"
     assert "division" not in problem["detail"]
+    assert 'route="/jobs/{job_id}",status="500"} 1.0' in client.get("/metrics").text
 
 
 def test_request_id_is_echoed_or_made(client: TestClient) -> None:
