@@ -1,0 +1,158 @@
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import OperationalError
+
+from ddcore.errors import DdcoreError
+from ddcore.events import Reporter
+from jobs import claims
+from jobs.database import sessions, transact
+from jobs.models import Metric, Step
+from jobs.settings import Settings
+from tests.worker.service import post, until
+from worker import runner as module
+from worker import template
+from worker.exits import Exit
+from worker.runner import _Runner, explain
+
+Action = Callable[[Reporter, Path, Path], None]
+
+
+@pytest.fixture
+def attempt(settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[Action], tuple[Exit, Step, _Runner]]:
+    """Runs an action in the place of the engine, on a claimed step; returns the exit code, the row and the runner."""
+    _, steps = post(settings, engine, num_images=4, method={"name": "random"})
+    step_id = next(step for name, step in steps.items() if name.startswith("dataset"))
+    claim = transact(sessions(engine), lambda s: claims.claim(s, step_id, "me"))
+    assert claim is not None
+
+    def run(action: Action) -> tuple[Exit, Step, _Runner]:
+        def run_step(kind: str, params: object, inputs: object, out: Path, work: Path, reporter: Reporter, *_: object) -> dict[str, Any]:
+            action(reporter, out, work)
+            return {"kind": kind}
+
+        monkeypatch.setattr(module, "run_step", run_step)
+        monkeypatch.setattr(module, "set_deterministic", lambda threads: None)  # this process has other tests to run
+        runner = _Runner(settings, sessions(engine), step_id, claim.attempt)
+        code = runner.run()
+        with sessions(engine)() as session:
+            return code, session.get_one(Step, step_id), runner
+
+    return run
+
+
+def raising(error: Exception) -> Action:
+    def act(reporter: Reporter, out: Path, work: Path) -> None:
+        (out / "half.bin").write_bytes(b"half")
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code", "words"),
+    [
+        (DdcoreError("diverged", "the loss is not finite", "a lower rate"), "failed", "diverged", "the loss is not finite"),
+        (MemoryError(), "failed", "out_of_memory", "MemoryError"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "failed", "out_of_memory", "2 GiB"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "ready", "internal", "the worker's disk is full"),
+        (ZeroDivisionError("a bug"), "ready", "internal", "ZeroDivisionError: a bug"),
+    ],
+)
+def test_an_error_is_recorded_with_its_class(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]], error: Exception, state: str, code: str, words: str
+) -> None:
+    exit_code, step, _ = attempt(raising(error))
+    assert (exit_code, step.state, step.failures, step.error_code) == (Exit.FAILED, state, 1, code)
+    assert words in str(step.error_detail)
+    assert step.error_hint
+
+
+def test_a_traceback_is_short_and_ends_with_the_error() -> None:
+    def deep(n: int) -> None:
+        if n == 0:
+            raise ValueError("at the bottom")
+        deep(n - 1)
+
+    with pytest.raises(ValueError, match="bottom") as caught:
+        deep(30)
+    lines = explain(caught.value)[1].splitlines()
+    assert len(lines) <= 12
+    assert lines[-1] == "ValueError: at the bottom"
+
+
+def test_what_was_said_last_is_recorded_before_the_success(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]], settings: Settings, engine: Engine
+) -> None:
+    def act(reporter: Reporter, out: Path, work: Path) -> None:
+        (out / "step.json").write_text("{}")
+        reporter.progress(10, 10, "images")
+        reporter.metric("loss", 1, 0.5)
+
+    code, step, _ = attempt(act)
+    assert (code, step.state, step.done, step.summary) == (Exit.DONE, "succeeded", 10, {"kind": "dataset"})
+    with sessions(engine)() as session:
+        assert session.scalars(select(Metric.value).where(Metric.step_id == step.id)).all() == [0.5]
+    assert not (settings.scratch / "steps" / step.key).exists()
+
+
+def test_a_database_that_is_away_at_the_end_delays_the_success(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tries = claims.succeed, []
+
+    def succeed(*arguments: Any, **more: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OperationalError("update", {}, Exception("connection refused"))
+        real(*arguments, **more)
+
+    monkeypatch.setattr(claims, "succeed", succeed)
+    code, step, _ = attempt(lambda reporter, out, work: None)
+    assert (code, step.state, len(tries)) == (Exit.DONE, "succeeded", 3)
+
+
+def test_a_runner_that_was_replaced_stops_by_itself_and_shows_nothing(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]], engine: Engine
+) -> None:
+    def act(reporter: Reporter, out: Path, work: Path) -> None:
+        with sessions(engine)() as session:
+            step_id = session.scalars(select(Step.id).where(Step.state == "running")).one()
+        transact(sessions(engine), lambda s: claims.release(s, step_id, 1))
+        transact(sessions(engine), lambda s: claims.claim(s, step_id, "another"))
+        for n in range(10_000):
+            reporter.progress(n, 10_000, "images")  # raises Stopped once the recorder has learned it
+            time.sleep(0.01)
+
+    code, step, runner = attempt(act)
+    assert (code, runner.lost.is_set()) == (Exit.LOST, True)
+    assert (step.state, step.attempt, step.worker, step.done) == ("running", 2, "another", None)
+
+
+def test_a_stopped_runner_records_nothing_and_keeps_its_checkpoint(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(reporter: Reporter, out: Path, work: Path) -> None:
+        (work / "checkpoint").write_text("half")
+        reporter.should_stop = lambda: True
+        reporter.progress(1, 2, "images")
+
+    code, step, _ = attempt(act)
+    assert (code, step.state, step.failures) == (Exit.STOPPED, "running", 0)  # the supervisor hands it back
+    assert (settings.scratch / "steps" / step.key / "work" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_fresh_interpreter_does_as_well_where_forking_is_not_safe(
+    settings: Settings, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POTSTILL_HOME", str(settings.home))
+    child = template._spawn("step_unknown", "1", str(tmp_path / "log"))
+    assert until(lambda: template._ended(child), 60) == Exit.LOST
