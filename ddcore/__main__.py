@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ddcore", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a distillation, or an evaluation of one, from a JSON spec")
-    run.add_argument("spec", type=Path, help="a JSON file: a distill spec, or an evaluate spec (it has `synthetic_set`: a folder of results)")
+    run.add_argument(
+        "spec", type=Path, help="a JSON file: a distill spec, or an evaluate spec, whose `synthetic_set` names a finished folder"
+    )
     run.add_argument("out", type=Path, help="folder for results; finished steps found in it are not run again")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     run.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
@@ -175,7 +177,8 @@ class Bars:
         if self._bar is not None:
             self._progress.remove_task(self._bar)
             self._bar = None
-        facts = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in summary.items() if isinstance(v, int | float | str))
+        plain = {name: value for name, value in summary.items() if isinstance(value, int | float | str)}
+        facts = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in plain.items())
         self.console.print(f"{step.name:<22} {'cached' if cached else f'{spent:7.1f} s'}  {facts}", highlight=False)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddcore.errors import Problem, SpecError
-from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MKDTSpec, MethodSpec, Spec, StudentSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MethodSpec, MKDTSpec, Spec, StudentSpec
 
 # Raise a number when a change makes that kind of step compute something else: old results are then no longer reused.
 STEP_VERSION: dict[str, int] = {
@@ -206,7 +206,9 @@ def plan_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts,
             "probe": spec.probe,
             "seed": seed,
         }
-        rates = [plan.add("tune", "tune", params, {"dataset": [dataset], "sets": sets(seed), "downstream_train": tasks["downstream_train"][:1]})]
+        rates = [
+            plan.add("tune", "tune", params, {"dataset": [dataset], "sets": sets(seed), "downstream_train": tasks["downstream_train"][:1]})
+        ]
     cells = []
     for n, network in enumerate(spec.networks or (distill.student,)):
         for seed in range(spec.seed, spec.seed + spec.seeds):
@@ -232,10 +234,12 @@ def plan_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts,
 def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
     """What in the spec makes no sense for this dataset; empty if nothing."""
     problems = []
-    channels, height, width = facts.image_shape
+    _, height, width = facts.image_shape
     if spec.num_images > facts.num_images:
         problems.append(
-            Problem(("num_images",), f"dataset {facts.name} has only {facts.num_images} images", spec.num_images, f"1 to {facts.num_images}")
+            Problem(
+                ("num_images",), f"dataset {facts.name} has only {facts.num_images} images", spec.num_images, f"1 to {facts.num_images}"
+            )
         )
     if not isinstance(spec.teacher, GivenTeacherSpec) and facts.num_images < 16:
         problems.append(Problem(("dataset",), "a teacher cannot be trained on so few images", facts.num_images, "16 images or more"))
@@ -244,36 +248,43 @@ def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
         problems += _check_depth(("teacher", "backbone", "depth"), spec.teacher.backbone.depth, height, width)
     if spec.teacher.min_knn_accuracy > 0 and facts.class_counts is None:
         problems.append(
-            Problem(("teacher", "min_knn_accuracy"), f"dataset {facts.name} has no labels to measure it on", spec.teacher.min_knn_accuracy, "0")
+            Problem(
+                ("teacher", "min_knn_accuracy"), f"dataset {facts.name} has no labels to measure it on", spec.teacher.min_knn_accuracy, "0"
+            )
         )
     return problems
 
 
-def _check_depth(loc: tuple[str, ...], depth: int, height: int, width: int) -> list[Problem]:
+def _check_depth(loc: tuple[str | int, ...], depth: int, height: int, width: int) -> list[Problem]:
     most = int(math.log2(min(height, width))) if min(height, width) > 1 else 0
     if depth <= most:
         return []
     return [Problem(loc, f"{depth} halvings of a {height}x{width} image leave less than one pixel", depth, f"1 to {most}")]
 
 
-def check_evaluate(
-    spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]
-) -> list[Problem]:
+def check_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]) -> list[Problem]:
     """What in an evaluation makes no sense for its datasets; empty if nothing."""
     problems: list[Problem] = []
     _, height, width = facts.image_shape
     for i, network in enumerate(spec.networks):
-        problems += _check_depth(("networks", str(i), "depth"), network.depth, height, width)
+        problems += _check_depth(("networks", i, "depth"), network.depth, height, width)
     for i, task in enumerate(spec.downstream):
         train, test = downstream[task.train], downstream[task.test]
         for role, one in (("train", train), ("test", test)):
             if one.class_counts is None:
-                problems.append(Problem(("downstream", i, role), f"dataset {one.name} has no labels", getattr(task, role), "a labelled dataset"))
+                problems.append(
+                    Problem(("downstream", i, role), f"dataset {one.name} has no labels", getattr(task, role), "a labelled dataset")
+                )
         if train.class_counts is None or test.class_counts is None:
             continue
         if len(train.class_counts) != len(test.class_counts):
             problems.append(
-                Problem(("downstream", i, "test"), "train and test have different classes", len(test.class_counts), f"{len(train.class_counts)} classes")
+                Problem(
+                    ("downstream", i, "test"),
+                    "train and test have different classes",
+                    len(test.class_counts),
+                    f"{len(train.class_counts)} classes",
+                )
             )
         for j, fraction in enumerate(spec.label_fractions):
             rarest = min(train.class_counts)

@@ -247,9 +247,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
-        nested = isinstance(old, dict) and isinstance(value, dict)
-        if nested and all(value.get(tag, old.get(tag)) == old.get(tag) for tag in ("ssl", "name")):
-            out[key] = merge(old, value)
+        if isinstance(old, dict) and isinstance(value, dict):
+            same_kind = all(value.get(tag, old.get(tag)) == old.get(tag) for tag in ("ssl", "name"))
+            out[key] = merge(old, value) if same_kind else value
         else:
             out[key] = value
     return out

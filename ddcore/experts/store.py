@@ -24,7 +24,8 @@ class Trajectories:
                 file = safe_open(path, framework="pt")
                 array = file.get_slice("trajectories")
             except (SafetensorError, OSError) as error:
-                raise DdcoreError("missing_input", f"the trajectories in {path.name} cannot be read: {error}", "run the experts again") from error
+                detail = f"the trajectories in {path.name} cannot be read: {error}"
+                raise DdcoreError("missing_input", detail, "run the experts again") from error
             count, *rest = array.get_shape()
             shapes.add(tuple(rest))
             self._rows += [(array, i) for i in range(count)]

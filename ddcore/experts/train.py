@@ -58,7 +58,9 @@ def train_experts(task: Task) -> dict[str, Any]:
         expert = current or _begin(network, task.params["seed"], index, task.device)
         current = None
         while len(expert.losses) < epochs:
-            _train_epoch(task, network, expert, spec, pixels, targets, done=(index - first) * epochs + len(expert.losses), total=count * epochs)
+            _train_epoch(
+                task, network, expert, spec, pixels, targets, done=(index - first) * epochs + len(expert.losses), total=count * epochs
+            )
             if saved.due():
                 _save(task.work, shard, expert)
         shard.snapshots.append(torch.stack(expert.snapshots))
@@ -105,9 +107,9 @@ def _train_epoch(
     expert.snapshots.append((expert.average if spec.ema is not None else expert.theta).cpu().clone())
 
 
-def _finish(task: Task, shard: Shard, student: StudentSpec, mean: torch.Tensor, std: torch.Tensor, first: int) -> dict[str, Any]:
+def _finish(task: Task, shard: Shard, student: StudentSpec, mean: list[float], std: list[float], first: int) -> dict[str, Any]:
     trajectories = torch.stack(shard.snapshots)
-    metadata = {"student": student.model_dump_json(), "mean": json.dumps(mean.tolist()), "std": json.dumps(std.tolist())}
+    metadata = {"student": student.model_dump_json(), "mean": json.dumps(mean), "std": json.dumps(std)}
     save_file({"trajectories": trajectories}, task.out / "experts.safetensors", metadata=metadata)
     (task.out / "history.json").write_text(json.dumps({"first": first, "loss": shard.losses}))
     for epoch in range(len(shard.losses[0])):

@@ -95,3 +95,11 @@ def pull_back(
         d_targets.index_add_(0, batch, d_y)
         b = momentum * b
     return Gradients(d_images, d_targets, d_rate, a)
+
+
+def batches_of(count: int, size: int, steps: int, random: torch.Generator) -> list[torch.Tensor]:
+    """`steps` batches of at most `size` indices below `count`: shuffled passes through the set, cut into pieces."""
+    batches: list[torch.Tensor] = []
+    while len(batches) < steps:
+        batches += torch.randperm(count, generator=random).split(min(size, count))
+    return batches[:steps]

@@ -1,19 +1,18 @@
 """The outer loop: optimise synthetic images, targets and the inner rate so that training on them follows the experts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
-from ddcore.errors import DdcoreError
+from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Every, Reporter
 from ddcore.experts.store import Trajectories
-from ddcore.matching.adjoint import Gradients, Model, pull_back, run_inner
+from ddcore.matching.adjoint import Gradients, Model, batches_of, pull_back, run_inner
 from ddcore.matching.losses import normalised_distance
-from ddcore.methods.inputs import batches_of
 from ddcore.specs import MKDTSpec
 
 CHECKPOINT_SECONDS = 60.0
@@ -35,6 +34,7 @@ class State:
     skipped: torch.Tensor  # [] windows whose loss or gradient was not finite
     iteration: int = 0
     history: tuple[list[list[float]], ...] = ()
+    recent: list[torch.Tensor] = field(default_factory=list)  # outer losses since the last point of the curve
 
     @staticmethod
     def begin(spec: MKDTSpec, images: torch.Tensor, targets: torch.Tensor, rate: torch.Tensor, random: torch.Generator) -> "State":
@@ -64,23 +64,20 @@ def match(
     first_rate = spec.initial_rate or float(state.rate)
     saved = Every(CHECKPOINT_SECONDS)
     stride = max(1, spec.iterations // CURVE_POINTS)
-    recent: list[torch.Tensor] = []
-    try:
-        while state.iteration < spec.iterations:
+    while state.iteration < spec.iterations:
+        try:
             reporter.progress(state.iteration, spec.iterations, "iteration", "matching trajectories")
-            recent.append(_iterate(model, experts, spec, state, first_rate))
-            state.iteration += 1
-            if state.iteration % stride == 0 or state.iteration == spec.iterations:
-                _record(state, reporter, torch.stack(recent))
-                recent.clear()
-            if state.iteration % LOOK_EVERY == 0 or state.iteration == spec.iterations:
-                _check(state, spec, first_rate)
-            if saved.due() and not recent:
-                _save(work, state)
-    except BaseException:
-        if not recent and torch.isfinite(state.images).all():
+        except Stopped:
             _save(work, state)
-        raise
+            raise
+        state.recent.append(_iterate(model, experts, spec, state, first_rate))
+        state.iteration += 1
+        if state.iteration % stride == 0 or state.iteration == spec.iterations:
+            _record(state, reporter)
+        if state.iteration % LOOK_EVERY == 0 or state.iteration == spec.iterations:
+            _check(state, spec, first_rate)
+        if saved.due():
+            _save(work, state)
     reporter.progress(spec.iterations, spec.iterations, "iteration", "matching trajectories")
     return {"matching_loss": state.history[0], "learned_lr": state.history[1]}
 
@@ -114,7 +111,9 @@ def _step(state: State, gradients: Gradients, loss: torch.Tensor) -> None:
     state.skipped += (~finite).to(state.skipped.dtype)
 
 
-def _record(state: State, reporter: Reporter, losses: torch.Tensor) -> None:
+def _record(state: State, reporter: Reporter) -> None:
+    losses = torch.stack(state.recent)
+    state.recent.clear()
     finite = losses[torch.isfinite(losses)]
     values = (float(finite.mean()) if len(finite) else math.inf, float(state.rate))
     for curve, name, value in zip(state.history, ("matching_loss", "learned_lr"), values, strict=True):
@@ -148,6 +147,7 @@ def _advice(spec: MKDTSpec) -> str:
 def _save(work: Path, state: State) -> None:
     tensors = {"images": state.images, "targets": state.targets, "rate": state.rate, "skipped": state.skipped}
     tensors["random"] = state.random.get_state()
+    tensors["recent"] = torch.stack(state.recent) if state.recent else torch.zeros(0)
     for index, slots in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in slots.items() if value is not None}
     write_checkpoint(work, tensors, {"iteration": state.iteration, "history": state.history})
@@ -161,11 +161,10 @@ def _resume(work: Path, state: State) -> None:
     for name in ("images", "targets", "rate", "skipped"):
         getattr(state, name).copy_(tensors.pop(name))
     state.random.set_state(tensors.pop("random"))
+    state.recent = list(tensors.pop("recent").to(state.images.device))
     slots: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         _, index, name = key.split(".")
         slots.setdefault(int(index), {})[name] = value
     state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": slots})
     state.iteration, state.history = facts["iteration"], tuple(facts["history"])
-
-

@@ -1,6 +1,5 @@
 """What every method is given: the real images, their targets, and the way from chosen images to a set."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,8 @@ class Material:
 
     images: torch.Tensor
     targets: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
+    mean: list[float]
+    std: list[float]
 
     @staticmethod
     def of(task: Task) -> "Material":
@@ -38,17 +37,9 @@ class Material:
         """A set from images [m, c, h, w] in pixel units, targets [m, d] and the learned rate."""
         info = {
             "method": task.params["method"],
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
+            "mean": self.mean,
+            "std": self.std,
             "image_range": [float(images.min()), float(images.max())],
             **more,
         }
         return SyntheticSet(images, targets, rate, indices, info)
-
-
-def batches_of(count: int, size: int, steps: int, random: torch.Generator) -> Sequence[torch.Tensor]:
-    """`steps` batches of at most `size` indices below `count`: shuffled passes through the set, cut into pieces."""
-    batches: list[torch.Tensor] = []
-    while len(batches) < steps:
-        batches += torch.randperm(count, generator=random).split(min(size, count))
-    return batches[:steps]

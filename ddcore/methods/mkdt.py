@@ -34,10 +34,10 @@ def distill(task: Task, material: Material) -> SyntheticSet:
     (task.out / "history.json").write_text(json.dumps(curves))
     if skipped := int(state.skipped):
         task.reporter.note(f"{skipped} of {spec.iterations} windows were skipped: their loss or gradient was not finite")
-    images = state.images.cpu() * material.std.view(-1, 1, 1) + material.mean.view(-1, 1, 1)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (material.mean, material.std))
     return material.as_set(
         task,
-        images,
+        state.images.cpu() * std + mean,
         state.targets.cpu(),
         state.rate.cpu(),
         begun.indices,
