@@ -59,6 +59,7 @@ class Run:
     task: Task
     step: int = 0
     history: dict[str, list[list[float]]] = field(default_factory=dict)
+    order: torch.Tensor | None = None  # of the images in this epoch
 
     def __post_init__(self) -> None:
         spec, count = self.spec, len(self.data)
@@ -89,6 +90,7 @@ class Run:
                     self._look()
                 if every.due():
                     self._checkpoint()
+            self.task.reporter.progress(self.total, self.total, "steps", f"{self.rate:,.0f} images/s")
         except Stopped:
             self._checkpoint()
             raise
@@ -96,7 +98,7 @@ class Run:
 
     def _update(self) -> None:
         epoch, place = divmod(self.step, self.epoch_steps)
-        if place == 0 or not hasattr(self, "order"):
+        if place == 0 or self.order is None:
             self.order = torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch)).to(self.task.device)
         rows = self.order[place * self.batch_size : (place + 1) * self.batch_size]
         for module in self.objective.modules.values():
@@ -127,8 +129,7 @@ class Run:
         views = [random_views(batch, spec.augment, draw) for _ in range(2)]
         if isinstance(spec, DinoSpec):
             views += [random_views(batch, spec.augment, draw, spec.local_crop_scale) for _ in range(spec.local_crops)]
-        layout = torch.channels_last if self.task.device.type == "cuda" else torch.contiguous_format
-        return [normalise(view, self.mean, self.std).to(memory_format=layout) for view in views]
+        return [normalise(view, self.mean, self.std).to(memory_format=torch.channels_last) for view in views]
 
     def _log(self, figures: dict[str, Any]) -> None:
         for name, value in figures.items():
@@ -237,9 +238,8 @@ def build_objective(spec: Trained, shape: tuple[int, int, int], seed: int, devic
             objective = barlow_twins(spec, backbone, width)
         else:
             objective = simclr(spec, backbone, width)
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     for module in objective.modules.values():
-        module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective.buffers = {name: buffer.to(device) for name, buffer in objective.buffers.items()}
     return objective
 
