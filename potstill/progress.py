@@ -36,7 +36,7 @@ class Stage:
     unit: str
     running: bool
     cached: bool
-    seconds: float | None  # from the first start to the last end; None until it is over, or if all of it was cached
+    seconds: float | None  # in which any of its steps ran; None until it is over, or if all of it was cached
 
     @property
     def over(self) -> bool:
@@ -71,12 +71,16 @@ def _fraction(step: dict[str, Any]) -> float:
 
 
 def _wall(steps: Iterable[dict[str, Any]]) -> float | None:
+    """Seconds in which at least one of the steps ran; None if none of them did."""
     own = [step for step in steps if not step["cached"] and step["started_at"] and step["finished_at"]]
-    if not own:
+    spans = sorted((datetime.fromisoformat(step["started_at"]), datetime.fromisoformat(step["finished_at"])) for step in own)
+    if not spans:
         return None
-    first = min(datetime.fromisoformat(step["started_at"]) for step in own)
-    last = max(datetime.fromisoformat(step["finished_at"]) for step in own)
-    return (last - first).total_seconds()
+    total, until = 0.0, spans[0][0]
+    for start, end in spans:
+        total += max(0.0, (end - max(start, until)).total_seconds())
+        until = max(until, end)
+    return total
 
 
 class Pace:

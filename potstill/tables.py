@@ -58,6 +58,10 @@ def gain(pair: Row | None) -> str:
 def summary(report: dict[str, Any], seconds: float, synthetic_set: str) -> dict[str, Any]:
     """The report's first comparison by linear probe, in the few numbers of `summary.json`; accuracies in percent."""
     _, rows, paired = next(one for one in comparisons(report) if one[0]["probe"] != "knn")
-    arms = {row["arm"]: {name: row[name] for name in ("mean", "std", "n")} for row in rows if row["arm"] != "synthetic_8bit"}
-    against_random = {name: paired["random"][name] for name in ("mean", "low", "high")}
+    arms = {row["arm"]: _rounded(row, "mean", "std", "n") for row in rows if row["arm"] != "synthetic_8bit"}
+    against_random = _rounded(paired["random"], "mean", "low", "high")
     return {**arms, "paired_difference_to_random": against_random, "seconds": round(seconds, 1), "synthetic_set": synthetic_set}
+
+
+def _rounded(row: Row, *names: str) -> Row:
+    return {name: round(row[name], 3) if isinstance(row[name], float) else row[name] for name in names}

@@ -41,6 +41,16 @@ def test_steps_gather_into_stages_in_order() -> None:
     ]
 
 
+def test_a_stage_takes_the_time_in_which_any_of_its_steps_ran() -> None:
+    def ran(start: int, end: int) -> dict[str, Any]:
+        return step(
+            f"random-{start}", "distill", "succeeded", started_at=f"2025-01-01T00:00:{start:02}Z", finished_at=f"2025-01-01T00:00:{end:02}Z"
+        )
+
+    (stage,) = stages({"steps": [ran(20, 25), ran(1, 3), ran(22, 24), ran(24, 30)]})
+    assert stage.seconds == 2 + 10
+
+
 def test_pace_begins_with_what_was_done_when_first_seen() -> None:
     now = [0.0]
     pace = Pace(lambda: now[0])
