@@ -74,8 +74,9 @@ def test_one_curve_across_attempts(world: World) -> None:
     heir = world.claim(job_id, "distill")
     say(world, heir, loss(4, 2.0), loss(6, 2.0))
     say(world, heir, loss(8, 2.0), loss(6, 3.0), loss(9, math.nan))
+    say(world, heir, loss(5, 4.0))
     (lr, curve) = sorted(world.database.read(lambda s: metrics(s, job_id)), key=lambda one: one.name, reverse=True)
-    assert curve.points == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (6, 3), (8, 2), (9, None)]
+    assert curve.points == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (5, 4), (6, 3), (8, 2), (9, None)]
     assert (curve.step, curve.name, lr.points) == ("distill", "loss", [(0, 0.5)])
     assert [one.name for one in world.database.read(lambda s: metrics(s, job_id, names=["lr"]))] == ["lr"]
     assert len(world.database.read(lambda s: metrics(s, job_id, max_points=4))[0].points) == 4

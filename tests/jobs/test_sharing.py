@@ -23,7 +23,9 @@ def test_steps_become_ready_as_their_inputs_finish_and_the_job_ends_with_the_las
     world.finish(held)
     assert world.states(job_id) == {"data": "succeeded", "e0": "ready", "e1": "ready", "distill": "blocked"}
     assert world.doorbells() == [world.step(job_id, "e0").id, world.step(job_id, "e1").id]
-    world.run(job_id, "e0", "e1")
+    world.run(job_id, "e0")
+    assert world.states(job_id)["distill"] == "blocked", "one input is still missing"
+    world.run(job_id, "e1")
     world.finish(world.claim(job_id, "distill"), learned_lr=0.5, target_dim=7)
     job = world.job(job_id)
     assert (job.state, job.phase, job.progress.done, job.progress.total) == ("succeeded", "done", 4, 4)
