@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 from sqlalchemy import func, select
 
+from jobs import views
 from jobs.cancel import cancel
 from jobs.claims import claim, fail, heartbeat, release
 from jobs.errors import NotFound, WrongState
@@ -64,7 +65,7 @@ def test_what_is_done_is_cached_what_runs_is_shared_the_rest_is_new(world: World
 
 
 def test_a_job_of_done_steps_alone_succeeds_at_once_with_a_result_of_its_own(world: World) -> None:
-    first, second = (world.submit(plan("a", "distill<a")), "")
+    first = world.submit(plan("a", "distill<a"))
     made = world.finish_job(first).results["synthetic_set"]
     second = world.submit(plan("a", "distill<a"))
     job = world.job(second)
@@ -72,6 +73,9 @@ def test_a_job_of_done_steps_alone_succeeds_at_once_with_a_result_of_its_own(wor
     assert all(step.cached for step in job.steps)
     assert (job.progress.done, job.progress.total) == (2, 2)
     assert job.results["synthetic_set"] not in (made, None)
+    told = world.database.read(lambda s: views.events(s, second))
+    assert [event.type for event in told] == ["job_queued", "job_succeeded"], "what happened before is not its history"
+    assert told[0].data == {"steps": 2, "cached": 2, "shared": 0}
     assert world.doorbells() == []
 
 
