@@ -52,7 +52,12 @@ class Client:
 
     def datasets(self) -> list[Json]:
         """All datasets, built in and uploaded."""
-        return cast("list[Json]", self.get("/datasets")["data"])
+        page = self.get("/datasets", limit=200)
+        found = cast("list[Json]", page["data"])
+        while page["has_more"]:
+            page = self.get("/datasets", limit=200, cursor=page["next_cursor"])
+            found += page["data"]
+        return found
 
     def dataset(self, id: str) -> Json:
         return self.get(f"/datasets/{id}")

@@ -86,6 +86,8 @@ class Stack:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is KeyboardInterrupt:
+            self.say("Stopping ...")
         self._cleanup.close()
 
     def check(self) -> None:

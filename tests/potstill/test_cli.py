@@ -30,7 +30,7 @@ DONE = RUNNING | {
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """`main` takes over signals, as the main program may."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

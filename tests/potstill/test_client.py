@@ -82,6 +82,15 @@ def test_upload_sends_the_file_and_reports_all_of_it(service: Service, tmp_path:
     assert len(seen) > 2
 
 
+def test_datasets_come_from_all_pages(service: Service) -> None:
+    service.answers = {
+        "GET /datasets?limit=200": [(200, {"data": [{"id": "ds_2"}], "has_more": True, "next_cursor": "ds_2"})],
+        "GET /datasets?limit=200&cursor=ds_2": [(200, {"data": [{"id": "ds_1"}], "has_more": False, "next_cursor": None})],
+    }
+    with Client(service.url) as client:
+        assert [one["id"] for one in client.datasets()] == ["ds_2", "ds_1"]
+
+
 def test_idempotency_key_travels_as_a_header(service: Service) -> None:
     service.answers = {"POST /distill": [(202, JOB)]}
     with Client(service.url) as client:
