@@ -61,10 +61,10 @@ def test_every_dependency_is_pinned() -> None:
 
 
 def test_the_api_states_no_sql() -> None:
-    allowed = {"Engine", "Session", "sessionmaker", "OperationalError", "SQLAlchemyError"}  # what is handed around, and what may go wrong
+    allowed = {"Engine", "Session", "sessionmaker"}  # what is handed around; and any error may be caught
     for path in (ROOT / "api").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy"):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy") and node.module != "sqlalchemy.exc":
                 assert {alias.name for alias in node.names} <= allowed, path
             if isinstance(node, ast.Import):
                 assert not [alias.name for alias in node.names if alias.name.startswith("sqlalchemy")], path

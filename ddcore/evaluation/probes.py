@@ -123,8 +123,8 @@ def _fit_logistic(x: Tensor, y: Tensor, classes: int, penalty: float, start: Lin
     def loss() -> Tensor:
         optimiser.zero_grad()
         value = cross_entropy(x @ weight + bias, y) + penalty / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)
     return Linear(weight.detach(), bias.detach(), penalty)

@@ -106,7 +106,7 @@ class Run:
         with torch.autocast("cuda", torch.bfloat16, enabled=self.spec.amp and self.task.device.type == "cuda"):
             loss, figures = self.objective.loss(self._views(self.data.images[rows]), self.step / self.epoch_steps)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.objective.before_update(epoch)
         learned = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.objective.max_norm is not None:
