@@ -56,13 +56,8 @@ def make_app(redis_url: str) -> Celery:
             "socket_connect_timeout": 4.0,
             "socket_keepalive": True,
         },
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # a lost broker stops no step
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # a lost broker stops no step; Celery 6 will default to True
         worker_enable_remote_control=False,  # its reply queues and broadcasts cost Redis traffic for every worker
-        worker_send_task_events=False,
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
-        worker_soft_shutdown_timeout=0.0,  # a warm shutdown is bounded already: it drains (see _tell_children)
-        enable_utc=True,
     )
     return app
 
@@ -111,10 +106,15 @@ def _begin_child(sender: str = "", **_: object) -> None:
 
 
 @worker_shutting_down.connect
-def _tell_children(**_: object) -> None:
-    """In the main process, on TERM or Ctrl-C: Celery would wait for running steps to finish; ours are to checkpoint and go back."""
-    for pid in _main.pool.info["processes"] if _main is not None and _main.pool else []:
-        os.kill(pid, _DRAIN)
+def _tell_children(how: str = "", **_: object) -> None:
+    """In the main process, on TERM or Ctrl-C: Celery would wait for running steps to finish; ours are to checkpoint and go back.
+
+    So a warm shutdown takes no longer than `stop_grace_seconds` and a little, and Celery's soft shutdown has nothing to add. A cold
+    one (QUIT) has sent its children TERM already, which means the same to them.
+    """
+    if how == "Warm" and _main is not None and _main.pool is not None:
+        for pid in _main.pool.info["processes"]:
+            os.kill(pid, _DRAIN)
 
 
 @worker_process_shutdown.connect

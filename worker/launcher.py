@@ -6,9 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-_TAIL = 4000  # characters of a crashed runner's last words that are kept
+_TAIL = 32_000  # bytes of a crashed runner's last words that are read
+_LONGEST = 4_000  # characters of them that are kept
 
 
 class Launcher:
@@ -17,7 +17,8 @@ class Launcher:
     def __init__(self) -> None:
         self._template: subprocess.Popen[bytes] | None = None
         self._pending = b""
-        self._log: Path | None = None
+        # Where runners' output goes; it has no name, so nothing is left behind.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
         self._code: int | None = None
         self.pid: int | None = None  # of the runner, once it is known
         self._sign = (0.0, 0.0)  # the log file's time of change, and when (monotonic) it was first seen
@@ -26,19 +27,19 @@ class Launcher:
         """Have a template loading, so that the next `start` need not wait for it."""
         if self._template is None or self._template.poll() is not None:
             self.close()
-            command = [sys.executable, "-m", "worker.template", str(os.getpid())]
-            self._template = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            log = self._log.fileno()
+            command = [sys.executable, "-m", "worker.template", str(os.getpid()), str(log)]
+            self._template = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[log])
             assert self._template.stdout is not None
             os.set_blocking(self._template.stdout.fileno(), False)
 
     def start(self, step_id: str, attempt: int) -> None:
         """Start the runner of one attempt; nothing else may be running."""
         self.warm()
-        handle, name = tempfile.mkstemp(prefix="runner-", suffix=".log")
-        os.close(handle)
-        self._log, self._code, self.pid = Path(name), None, None
+        self._code, self.pid = None, None
+        self._log.truncate(0)
         self._sign = (0.0, time.monotonic())
-        self._tell(f"run {step_id} {attempt} {name}")
+        self._tell(f"run {step_id} {attempt}")
 
     def poll(self) -> int | None:
         """The exit code of the runner if it has ended: negative for a signal, and -9 if the template died and took it along."""
@@ -52,25 +53,20 @@ class Launcher:
 
     def silence(self) -> float:
         """Seconds since the runner last wrote to, or touched, the file that its standard output goes to."""
-        assert self._log is not None
-        changed, now = self._log.stat().st_mtime, time.monotonic()
+        changed, now = os.fstat(self._log.fileno()).st_mtime, time.monotonic()
         if changed != self._sign[0]:
             self._sign = (changed, now)
         return now - self._sign[1]
 
     def last_words(self) -> str:
-        """The end of what the runner wrote to its standard output and error; forgets them."""
-        if self._log is None:
-            return ""
-        with open(self._log, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            text = file.read().decode(errors="replace").strip()
-        self._log.unlink()
-        self._log = None
-        return text
+        """The end of what the runner wrote to its standard output and error."""
+        size = os.fstat(self._log.fileno()).st_size
+        text = os.pread(self._log.fileno(), _TAIL, max(0, size - _TAIL)).decode(errors="replace")
+        # Python's fault handler ends with a line of some thousand characters that names every compiled module.
+        return "\n".join(line for line in text.splitlines() if not line.startswith("Extension modules:")).strip()[-_LONGEST:]
 
     def close(self) -> None:
-        """End the template, and with it any runner, at once."""
+        """End the template, and with it any runner, at once; `poll` then says -9."""
         if self._template is not None:
             self._template.kill()
             self._template.wait()
@@ -78,9 +74,11 @@ class Launcher:
                 assert pipe is not None
                 pipe.close()
         self._template, self._pending = None, b""
+        self._code = -signal.SIGKILL if self._code is None else self._code
 
     def _tell(self, line: str) -> None:
-        assert self._template is not None
+        if self._template is None:
+            return
         assert self._template.stdin is not None
         try:
             os.write(self._template.stdin.fileno(), f"{line}\n".encode())  # far below what a pipe takes whole
@@ -88,7 +86,8 @@ class Launcher:
             self._listen()  # it died: poll will say so
 
     def _listen(self) -> None:
-        assert self._template is not None
+        if self._template is None:
+            return
         assert self._template.stdout is not None
         try:
             chunk = os.read(self._template.stdout.fileno(), 65536)
@@ -96,7 +95,6 @@ class Launcher:
             return
         if not chunk:
             self.close()
-            self._code = -signal.SIGKILL
             return
         *lines, self._pending = (self._pending + chunk).split(b"\n")
         for line in lines:

@@ -4,7 +4,7 @@ Importing them takes seconds of a core; a fork takes milliseconds. Each step sti
 its own, which ends with the step. Nothing here may start a thread or touch the accelerator: neither survives a fork. Where a
 fork of loaded libraries is not safe (macOS) the runner is a fresh interpreter instead.
 
-Speaks lines with `worker.launcher`: reads `run STEP ATTEMPT LOG` and `signal NUMBER`, answers `started PID` and `ended CODE`.
+Speaks lines with `worker.launcher`: reads `run STEP ATTEMPT` and `signal NUMBER`, answers `started PID` and `ended CODE`.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a signal to the who
 _TICK = 0.05  # seconds between looks at the runner
 
 
-def serve(parent: int) -> None:
-    """Start runners for process `parent` until it closes our standard input, or dies."""
+def serve(parent: int, log: int) -> None:
+    """Start runners for process `parent` until it closes our standard input, or dies. log: the descriptor their output goes to."""
     die_with_parent(parent)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -46,7 +46,7 @@ def serve(parent: int) -> None:
                 break
             *lines, pending = (pending + chunk).split(b"\n")
             for line in lines:
-                child = _obey(line.decode().split(" ", 3), child)
+                child = _obey(line.decode().split(" "), child, log)
         if child is not None and (code := _ended(child)) is not None:
             child = None
             _say(f"ended {code}")
@@ -58,10 +58,10 @@ def _say(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
-def _obey(words: list[str], child: int | None) -> int | None:
+def _obey(words: list[str], child: int | None, log: int) -> int | None:
     """Carry out one command; the process id of the runner that is there afterwards."""
     match words:
-        case ["run", step_id, attempt, log] if child is None:
+        case ["run", step_id, attempt] if child is None:
             child = _fork(step_id, int(attempt), log) if _CAN_FORK else _spawn(step_id, attempt, log)
             _say(f"started {child}")
         case ["signal", number] if child is not None:
@@ -69,7 +69,7 @@ def _obey(words: list[str], child: int | None) -> int | None:
     return child
 
 
-def _fork(step_id: str, attempt: int, log: str) -> int:
+def _fork(step_id: str, attempt: int, log: int) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -93,20 +93,21 @@ def _fork(step_id: str, attempt: int, log: str) -> int:
         os._exit(code)  # never back into the loop above
 
 
-def _redirect(log: str) -> None:
-    """Standard input from nowhere; output and errors to the file `log`, whose end explains a crash."""
-    null, file = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for source, target in ((null, 0), (file, 1), (file, 2)):
+def _redirect(log: int) -> None:
+    """Standard input from nowhere; output and errors to the file `log`, from its start, whose end explains a crash."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.lseek(log, 0, os.SEEK_SET)  # the supervisor has emptied it
+    for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.close(null)
-    os.close(file)
+    os.close(log)
 
 
-def _spawn(step_id: str, attempt: str, log: str) -> int:
+def _spawn(step_id: str, attempt: str, log: int) -> int:
     command = [sys.executable, "-m", "worker.runner", step_id, attempt, "--parent", str(os.getpid())]
-    with open(log, "ab") as file:
-        # Reaped in _ended, by process id, as a forked runner is.
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True).pid
+    os.lseek(log, 0, os.SEEK_SET)
+    # Reaped in _ended, by process id, as a forked runner is.
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True).pid
 
 
 def _ended(child: int) -> int | None:
@@ -124,4 +125,4 @@ def _signal_group(group: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), int(sys.argv[2]))

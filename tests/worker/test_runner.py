@@ -154,5 +154,6 @@ def test_a_fresh_interpreter_does_as_well_where_forking_is_not_safe(
     settings: Settings, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POTSTILL_HOME", str(settings.home))
-    child = template._spawn("step_unknown", "1", str(tmp_path / "log"))
-    assert until(lambda: template._ended(child), 60) == Exit.LOST
+    with open(tmp_path / "log", "w+") as log:
+        child = template._spawn("step_unknown", "1", log.fileno())
+        assert until(lambda: template._ended(child), 60) == Exit.LOST
