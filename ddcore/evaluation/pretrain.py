@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ddcore.errors import DdcoreError
-from ddcore.matching.adjoint import batches_of, inner_loss
+from ddcore.matching.adjoint import batches_of
+from ddcore.matching.cores import core_of
 from ddcore.networks.flat import FlatNetwork
 from ddcore.synthetic import SyntheticSet
 from ddcore.task import generator
@@ -49,17 +50,15 @@ def pretrain(
     theta, images, targets = initial(network, seed, device), data.normalised().to(device), data.targets.to(device)
     batches = batches_of(len(images), settings["batch_size"], settings["steps"], generator(seed, "batches"))
     velocity, first, last = torch.zeros_like(theta), None, float("nan")
+    core = core_of(network)
     for step, batch in enumerate(batches, start=1):
         tick(f"pre-training on {arm}")
         rows = batch.to(device)
-        theta = theta.detach().requires_grad_(True)
-        loss = inner_loss(network, theta, images[rows], targets[rows])
-        (gradient,) = torch.autograd.grad(loss, theta)
-        theta = theta.detach()
+        loss, gradient = core.gradient(theta, images[rows], targets[rows])
         velocity = settings["momentum"] * velocity + gradient + settings["weight_decay"] * theta
         theta = theta - rate * velocity
         if step == 1 or step == len(batches) or step % CHECK_EVERY == 0:
-            last = float(loss.detach())
+            last = float(loss)
             first = last if first is None else first
             if not torch.isfinite(theta).all():
                 raise DdcoreError(

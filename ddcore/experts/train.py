@@ -13,7 +13,7 @@ from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.images import load_dataset, mean_std, normalise
 from ddcore.errors import DdcoreError
 from ddcore.events import Every
-from ddcore.matching.adjoint import inner_loss
+from ddcore.matching.cores import Core, core_of
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.specs import ExpertsSpec, StudentSpec
 from ddcore.task import Task, generator
@@ -53,13 +53,13 @@ def train_experts(task: Task) -> dict[str, Any]:
     first, count, epochs = task.params["first"], task.params["count"], task.params["epochs"]
 
     shard, current = _resume(task.work, network)
-    saved = Every(CHECKPOINT_SECONDS)
+    core, saved = core_of(network), Every(CHECKPOINT_SECONDS)
     for index in range(first + len(shard.snapshots), first + count):
         expert = current or _begin(network, task.params["seed"], index, task.device)
         current = None
         while len(expert.losses) < epochs:
             _train_epoch(
-                task, network, expert, spec, pixels, targets, done=(index - first) * epochs + len(expert.losses), total=count * epochs
+                task, core, expert, spec, pixels, targets, done=(index - first) * epochs + len(expert.losses), total=count * epochs
             )
             if saved.due():
                 _save(task.work, shard, expert)
@@ -76,7 +76,7 @@ def _begin(network: FlatNetwork, seed: int, index: int, device: torch.device) ->
 
 
 def _train_epoch(
-    task: Task, network: FlatNetwork, expert: Expert, spec: ExpertsSpec, pixels: torch.Tensor, targets: torch.Tensor, done: int, total: int
+    task: Task, core: Core, expert: Expert, spec: ExpertsSpec, pixels: torch.Tensor, targets: torch.Tensor, done: int, total: int
 ) -> None:
     count = len(pixels)
     order = torch.randperm(count, generator=expert.random).to(pixels.device)
@@ -85,17 +85,13 @@ def _train_epoch(
     batches = order.split(min(spec.batch_size, count))
     for n, batch in enumerate(batches):
         task.reporter.progress(done * len(batches) + n, total * len(batches), "expert step")
-        theta = theta.detach().requires_grad_(True)
-        loss = inner_loss(network, theta, pixels[batch], targets[batch])
-        (gradient,) = torch.autograd.grad(loss, theta)
-        with torch.no_grad():
-            gradient = gradient.add(theta, alpha=spec.weight_decay)
-            velocity = velocity.mul(spec.momentum).add(gradient)
-            theta = theta - spec.lr * velocity
-            if spec.ema is not None:
-                expert.average = expert.average.lerp(theta, 1.0 - spec.ema)
-        loss_sum += loss.detach() * len(batch)
-    expert.theta, expert.velocity = theta.detach(), velocity
+        loss, gradient = core.gradient(theta, pixels[batch], targets[batch])
+        velocity = velocity.mul(spec.momentum).add_(gradient).add_(theta, alpha=spec.weight_decay)
+        theta = theta - spec.lr * velocity
+        if spec.ema is not None:
+            expert.average = expert.average.lerp(theta, 1.0 - spec.ema)
+        loss_sum += loss * len(batch)
+    expert.theta, expert.velocity = theta, velocity
     mean_loss = float(loss_sum) / count
     if not math.isfinite(mean_loss):
         raise DdcoreError(

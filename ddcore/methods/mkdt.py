@@ -9,6 +9,7 @@ import json
 import torch
 
 from ddcore.experts.store import Trajectories
+from ddcore.matching.cores import core_of
 from ddcore.matching.loop import State, match
 from ddcore.methods.inputs import Material
 from ddcore.networks.flat import build_student
@@ -30,7 +31,7 @@ def distill(task: Task, material: Material) -> SyntheticSet:
         rate.to(task.device),
         generator(task.params["seed"], "matching"),
     )
-    curves = match(network, Trajectories(task.inputs["experts"]), spec, state, task.work, task.reporter)
+    curves = match(core_of(network), Trajectories(task.inputs["experts"]), spec, state, task.work, task.reporter)
     (task.out / "history.json").write_text(json.dumps(curves))
     if skipped := int(state.skipped):
         task.reporter.note(f"{skipped} of {spec.iterations} windows were skipped: their loss or gradient was not finite")
