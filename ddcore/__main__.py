@@ -17,7 +17,7 @@ from ddcore.data.builtins import BUILTINS, facts
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Event, Reporter
 from ddcore.plan import DatasetFacts, Plan, Step, plan_distill, plan_evaluate
-from ddcore.run import choose_device, run_plan, set_deterministic
+from ddcore.run import choose_device, keep_freed_memory, run_plan, set_deterministic
 from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec
 from ddcore.task import Resources
 
@@ -55,6 +55,7 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     catalogue = Catalogue()
     plan = _plan(body, catalogue)
     set_deterministic(given.threads)
+    keep_freed_memory()
     given.out.mkdir(parents=True, exist_ok=True)
     resources = Resources(catalogue.archives, catalogue.checkpoints, given.out / "downloads")
     seconds: dict[str, float] = {}
