@@ -21,6 +21,7 @@ CURVE_POINTS = 300
 RATE_BOUND = 30.0  # the learned rate stays within this factor of where it began
 LOOK_EVERY = 25  # iterations between two looks at the device: for the guards and the curve
 MAX_SKIPPED = 0.05  # share of windows that may be skipped as not finite before the run is called diverged
+FREE_SKIPS = 10  # as many are forgiven at any length, if they are less than half of all
 
 
 @dataclass
@@ -59,8 +60,8 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
     `inner_steps` on the synthetic set, compare the end with the snapshot `expert_epochs` later, and step along the exact gradient.
     Raises `DdcoreError` diverged, and `Stopped` after writing a checkpoint.
     """
+    first_rate = float(state.rate)  # before a checkpoint moves it: the bounds are those of the whole run
     _resume(work, state)
-    first_rate = spec.initial_rate or float(state.rate)
     saved = Every(CHECKPOINT_SECONDS)
     stride = max(1, spec.iterations // CURVE_POINTS)
     while state.iteration < spec.iterations:
@@ -124,9 +125,10 @@ def _record(state: State, reporter: Reporter) -> None:
 def _check(state: State, spec: MKDTSpec, first_rate: float) -> None:
     """The guards. Raises `DdcoreError` diverged with the numbers and what to change."""
     skipped, rate = float(state.skipped), float(state.rate)
-    if not torch.isfinite(state.images).all():
-        raise DdcoreError("diverged", f"the synthetic images became infinite by iteration {state.iteration}", _advice(spec))
-    if skipped > max(10.0, MAX_SKIPPED * state.iteration):
+    for name, tensor in (("images", state.images), ("targets", state.targets)):
+        if not torch.isfinite(tensor).all():
+            raise DdcoreError("diverged", f"the synthetic {name} became infinite by iteration {state.iteration}", _advice(spec))
+    if skipped > min(max(FREE_SKIPS, MAX_SKIPPED * state.iteration), state.iteration / 2):
         raise DdcoreError(
             "diverged", f"{skipped:.0f} of {state.iteration} windows gave a loss or gradient that is not finite", _advice(spec)
         )
@@ -140,7 +142,8 @@ def _check(state: State, spec: MKDTSpec, first_rate: float) -> None:
 
 
 def _advice(spec: MKDTSpec) -> str:
-    return f"lower method.lr_images (it was {spec.lr_images:g}) or method.initial_rate; shorten method.inner_steps ({spec.inner_steps})"
+    sizes = f"method.lr_images (it was {spec.lr_images:g}), method.lr_targets (it was {spec.lr_targets:g})"
+    return f"lower {sizes} or method.initial_rate; shorten method.inner_steps ({spec.inner_steps})"
 
 
 def _save(work: Path, state: State) -> None:
