@@ -44,16 +44,17 @@ class Reporter:
 
 @dataclass
 class Every:
-    """True at most once every `seconds`: when to write a checkpoint."""
+    """True at most once every `seconds`, counted from when it was made: when to write a checkpoint."""
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
-    _last: float | None = field(default=None, init=False)
+    _last: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._last = self.clock()
 
     def due(self) -> bool:
         now = self.clock()
-        if self._last is None:
-            self._last = now
         if now - self._last < self.seconds:
             return False
         self._last = now

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.images import load_dataset, mean_std, normalise
-from ddcore.errors import DdcoreError
+from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Every
 from ddcore.matching.cores import Core, core_of
 from ddcore.networks.flat import FlatNetwork, build_student
@@ -58,9 +58,14 @@ def train_experts(task: Task) -> dict[str, Any]:
         expert = current or _begin(network, task.params["seed"], index, task.device)
         current = None
         while len(expert.losses) < epochs:
-            _train_epoch(
-                task, core, expert, spec, pixels, targets, done=(index - first) * epochs + len(expert.losses), total=count * epochs
-            )
+            place = (index - first) * epochs + len(expert.losses), count * epochs
+            before = expert.random.get_state()
+            try:
+                _train_epoch(task, core, expert, spec, pixels, targets, *place)
+            except Stopped:
+                expert.random.set_state(before)  # the rest of the expert changes only when an epoch is whole
+                _save(task.work, shard, expert)
+                raise
             if saved.due():
                 _save(task.work, shard, expert)
         shard.snapshots.append(torch.stack(expert.snapshots))
@@ -81,7 +86,7 @@ def _train_epoch(
     count = len(pixels)
     order = torch.randperm(count, generator=expert.random).to(pixels.device)
     loss_sum = torch.zeros((), device=pixels.device)
-    theta, velocity = expert.theta, expert.velocity
+    theta, velocity, average = expert.theta, expert.velocity, expert.average
     batches = order.split(min(spec.batch_size, count))
     for n, batch in enumerate(batches):
         task.reporter.progress(done * len(batches) + n, total * len(batches), "expert step")
@@ -89,9 +94,9 @@ def _train_epoch(
         velocity = velocity.mul(spec.momentum).add_(gradient).add_(theta, alpha=spec.weight_decay)
         theta = theta - spec.lr * velocity
         if spec.ema is not None:
-            expert.average = expert.average.lerp(theta, 1.0 - spec.ema)
+            average = average.lerp(theta, 1.0 - spec.ema)
         loss_sum += loss * len(batch)
-    expert.theta, expert.velocity = theta, velocity
+    expert.theta, expert.velocity, expert.average = theta, velocity, average
     mean_loss = float(loss_sum) / count
     if not math.isfinite(mean_loss):
         raise DdcoreError(
