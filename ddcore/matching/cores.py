@@ -51,4 +51,6 @@ class AutogradCore:
 
 def core_of(network: FlatNetwork) -> Core:
     """The fastest exact core for `network`."""
-    return ExplicitConvNet(network) if isinstance(network.module, ConvNet) else AutogradCore(network)
+    module = network.module
+    plain = type(module) is ConvNet and module.linear is not None  # a subclass may compute something else
+    return ExplicitConvNet(network) if plain else AutogradCore(network)
