@@ -294,10 +294,16 @@ def check_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts
                         ("label_fractions", j),
                         f"leaves the rarest class of {train.name} ({rarest} images) without a label",
                         fraction,
-                        f"{0.5 / rarest:.4g} or more",
+                        f"{_least_fraction(rarest)} or more" if rarest else "a dataset with images in every class",
                     )
                 )
     return problems
+
+
+def _least_fraction(count: int) -> float:
+    """The smallest label fraction of four decimals or so that leaves a class of `count` images one label."""
+    scale = 10.0 ** (4 + len(str(count)))
+    return math.ceil(0.5 / count * scale) / scale
 
 
 def labels_of_class(fraction: float, count: int) -> int:
