@@ -3,18 +3,21 @@
 import argparse
 import hashlib
 import json
+import reprlib
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ddcore.data.archives import inspect
 from ddcore.data.builtins import BUILTINS, facts
-from ddcore.errors import DdcoreError, Stopped
+from ddcore.errors import DdcoreError, SpecError, Stopped
 from ddcore.events import Event, Reporter
 from ddcore.plan import DatasetFacts, Plan, Step, plan_distill, plan_evaluate
 from ddcore.run import choose_device, keep_freed_memory, run_plan, set_deterministic
@@ -32,38 +35,79 @@ def main(arguments: list[str] | None = None) -> int:
     )
     run.add_argument("out", type=Path, help="folder for results; finished steps found in it are not run again")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    run.add_argument("--threads", type=int, default=None, help="CPU threads (default: all cores)")
+    run.add_argument("--threads", type=_threads, default=None, help="CPU threads (default: all cores)")
     given = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
-        return _run(given, console)
-    except (ValidationError, OSError, json.JSONDecodeError) as error:
-        console.print(f"[red]refused:[/] {error}", markup=True, highlight=False)
+        body, catalogue = json.loads(given.spec.read_text()), Catalogue()
+        plan, earlier = _plan(body, catalogue)
+        device = _device(given.device)
+    except (ValueError, OSError, DdcoreError) as error:
+        for line in _refusals(error):
+            _say(console, "refused: ", line)
         return 2
-    except DdcoreError as error:
-        console.print(f"[red]{error.code}:[/] {error.detail}", highlight=False)
-        if error.hint:
-            console.print(f"  try: {error.hint}", highlight=False)
-        return 2 if error.code == "invalid_spec" else 1
-    except (KeyboardInterrupt, Stopped):
-        console.print("stopped; run the same command again to go on from the last checkpoint")
-        return 1
-
-
-def _run(given: argparse.Namespace, console: Console) -> int:
-    body = json.loads(given.spec.read_text())
-    catalogue = Catalogue()
-    plan = _plan(body, catalogue)
     set_deterministic(given.threads)
     keep_freed_memory()
-    given.out.mkdir(parents=True, exist_ok=True)
-    resources = Resources(catalogue.archives, catalogue.checkpoints, given.out / "downloads")
-    seconds: dict[str, float] = {}
+    try:
+        return _run(given.out, body, plan, earlier, device, catalogue, console)
+    except DdcoreError as error:
+        _say(console, f"{error.code}: ", error.detail)
+        if error.hint:
+            _say(console, "  try: ", error.hint)
+    except OSError as error:
+        _say(console, "failed: ", str(error))
+    except (KeyboardInterrupt, Stopped):
+        _say(console, "stopped; ", "run the same command again to go on from the last checkpoint")
+    return 1
+
+
+def _say(console: Console, head: str, text: str) -> None:
+    """One line, as it is: brackets in it are no markup, and a pipe does not break it."""
+    console.print(Text.assemble((head, "bold"), text), soft_wrap=True)
+
+
+def _refusals(error: Exception) -> list[str]:
+    """A line for each thing that is wrong: where, what, what was given, what is allowed."""
+    if isinstance(error, ValidationError):
+        return [
+            f"{'.'.join(map(str, one['loc'])) or 'spec'}: {one['msg']} (given: {reprlib.repr(one['input'])})"
+            for one in error.errors(include_url=False)
+        ]
+    if isinstance(error, SpecError):
+        return [
+            f"{'.'.join(map(str, one.loc))}: {one.message} (given: {reprlib.repr(one.given)}; allowed: {one.allowed})"
+            for one in error.problems
+        ]
+    if isinstance(error, DdcoreError):
+        return [f"{error.detail}; {error.hint}" if error.hint else error.detail]
+    return [f"the spec is not readable JSON: {error}" if isinstance(error, ValueError) else str(error)]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = choose_device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch built without CUDA
+        raise DdcoreError("invalid_spec", f"device {name!r}: {str(error).splitlines()[0]}", "give auto, cpu, cuda or cuda:N") from error
+    return device
+
+
+def _threads(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("at least one thread is needed")
+    return count
+
+
+def _run(
+    out: Path, body: dict[str, Any], plan: Plan, earlier: list[Path], device: torch.device, catalogue: "Catalogue", console: Console
+) -> int:
+    out.mkdir(parents=True, exist_ok=True)
+    resources = Resources(catalogue.archives, catalogue.checkpoints, out / "downloads")
     with Bars(console, plan) as bars:
-        folders = run_plan(plan, given.out, choose_device(given.device), resources, bars.reporter, bars.done)
-        seconds = bars.seconds
-    last = _publish(given.out, plan, folders, body)
-    console.print(f"done in {sum(seconds.values()):.1f} s; results: {last}")
+        folders = run_plan(plan, out, device, resources, bars.reporter, bars.done, earlier)
+    last = _publish(out, plan, folders, body)
+    _say(console, "done ", f"in {sum(bars.seconds.values()):.1f} s; results: {last}")
     return 0
 
 
@@ -73,7 +117,8 @@ def _publish(out: Path, plan: Plan, folders: dict[str, Path], body: dict[str, An
         named = {"report": folders["report"]}
     else:
         named = {name: folders[name] for name in ("distill", "export", "figures")}
-        (out / "spec.json").write_text(json.dumps(body, indent=1))
+        whole = DistillSpec.model_validate(body)  # with every default, so that a later evaluation means the same run
+        (out / "spec.json").write_text(whole.model_dump_json(indent=1))
     for name, folder in named.items():
         link = out / name
         link.unlink(missing_ok=True)
@@ -121,16 +166,18 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _plan(body: Any, catalogue: Catalogue) -> Plan:
+def _plan(body: Any, catalogue: Catalogue) -> tuple[Plan, list[Path]]:
+    """The plan of a spec, and the folders of earlier runs in which some of its steps are finished."""
     if not isinstance(body, dict):
         raise DdcoreError("invalid_spec", f"a spec is a JSON object, not {type(body).__name__}")
     if "synthetic_set" not in body:
-        distill = catalogue.checkpoint(DistillSpec(**body))
-        return plan_distill(distill, catalogue.facts(distill.dataset))
-    spec = EvaluateSpec(**body)
-    distill = catalogue.checkpoint(DistillSpec(**json.loads((Path(spec.synthetic_set) / "spec.json").read_text())))
+        distill = catalogue.checkpoint(DistillSpec.model_validate(body))
+        return plan_distill(distill, catalogue.facts(distill.dataset)), []
+    spec = EvaluateSpec.model_validate(body)
+    earlier = Path(spec.synthetic_set)
+    distill = catalogue.checkpoint(DistillSpec.model_validate_json((earlier / "spec.json").read_text()))
     names = {name for task in spec.downstream for name in (task.train, task.test)}
-    return plan_evaluate(spec, distill, catalogue.facts(distill.dataset), {name: catalogue.facts(name) for name in names})
+    return plan_evaluate(spec, distill, catalogue.facts(distill.dataset), {name: catalogue.facts(name) for name in names}), [earlier]
 
 
 class Bars:
@@ -170,7 +217,7 @@ class Bars:
             rate = event["done"] / max(time.monotonic() - self._started, 1e-9)
             self._progress.update(self._bar, completed=event["done"], total=event["total"], unit=event["unit"], speed=f"{rate:,.1f}/s")
         elif event["type"] == "note":
-            self.console.print(f"  note: {event['text']}", highlight=False)
+            _say(self.console, "  note: ", event["text"])
 
     def done(self, step: Step, summary: dict[str, Any], cached: bool) -> None:
         spent = 0.0 if cached else time.monotonic() - self._started
@@ -180,7 +227,7 @@ class Bars:
             self._bar = None
         plain = {name: value for name, value in summary.items() if isinstance(value, int | float | str)}
         facts = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in plain.items())
-        self.console.print(f"{step.name:<22} {'cached' if cached else f'{spent:7.1f} s'}  {facts}", highlight=False)
+        _say(self.console, f"{step.name:<22} ", f"{'   cached' if cached else f'{spent:7.1f} s'}  {facts}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +110,16 @@ def run_plan(
     resources: Resources,
     reporter_of: Callable[[Step], Reporter],
     on_done: Callable[[Step, dict[str, Any], bool], None],
+    finished: Sequence[Path] = (),
 ) -> dict[str, Path]:
-    """Run a plan's steps in order under `root/steps/<key>`; a step whose folder is there is not run again.
+    """Run a plan's steps in order under `root/steps/<key>`; a step whose folder is there, or under a root in `finished`, is not run again.
 
     on_done(step, summary, cached) is called after each. Returns the folder of each step by its name.
     """
     folders: dict[str, Path] = {}
     for step in plan:
-        done = root / "steps" / f"{step.kind}-{step.key[:16]}"
+        places = [place / "steps" / f"{step.kind}-{step.key[:16]}" for place in (root, *finished)]
+        done = next((place for place in places if (place / "step.json").exists()), places[0])
         folders[step.name] = done
         cached = (done / "step.json").exists()
         if not cached:
