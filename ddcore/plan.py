@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddcore.errors import Problem, SpecError
+from ddcore.networks.names import check_backbone
 from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MethodSpec, MKDTSpec, Spec, StudentSpec
 
 # Raise a number when a change makes that kind of step compute something else: old results are then no longer reused.
@@ -244,6 +245,7 @@ def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
     if not isinstance(spec.teacher, GivenTeacherSpec) and facts.num_images < 16:
         problems.append(Problem(("dataset",), "a teacher cannot be trained on so few images", facts.num_images, "16 images or more"))
     problems += _check_depth(("student", "depth"), spec.student.depth, height, width)
+    problems += check_backbone(spec.teacher)
     if spec.teacher.backbone.name == "convnet":
         problems += _check_depth(("teacher", "backbone", "depth"), spec.teacher.backbone.depth, height, width)
     if spec.teacher.min_knn_accuracy > 0 and facts.class_counts is None:

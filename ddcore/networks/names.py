@@ -1,0 +1,48 @@
+"""The models that timm and torchvision know by name, without either: a misspelt backbone is refused where no engine is installed."""
+
+import difflib
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+
+from ddcore.errors import Problem
+from ddcore.specs import GivenTeacherSpec, TeacherSpec
+
+OWN = ("resnet18", "convnet")  # the encoders of `ddcore.networks.backbones` itself
+MOST_NAMED = 5
+
+
+@cache
+def known_models(library: str) -> dict[str, tuple[str, ...]]:
+    """The models of `timm` or `torchvision` in the pinned version: name -> (timm's) tags of its pretrained weights."""
+    lines = resources.files("ddcore.networks").joinpath(f"{library}.txt").read_text().splitlines()
+    return {name: tuple(tags) for name, *tags in (line.split() for line in lines)}
+
+
+def check_backbone(teacher: TeacherSpec) -> list[Problem]:
+    """What is wrong with the name of the teacher's backbone; empty if nothing. timm's names may end in a tag: `name.tag`."""
+    source, given = teacher.source if isinstance(teacher, GivenTeacherSpec) else "own", teacher.backbone.name
+    if source == "torchvision":
+        models = known_models("torchvision")
+        return (
+            [] if given in models else [_problem(f"torchvision has no model called {given!r}", given, models, "torchvision's name of it")]
+        )
+    models = known_models("timm")
+    own = OWN if source != "timm" else ()  # timm has a resnet18 of its own
+    name, dot, tag = given.partition(".")
+    if given in own:
+        return []
+    if name not in models:
+        return [_problem(f"timm has no model called {given!r}", given, [*own, *models], " or ".join([*own, "timm's name of a model"]))]
+    tags = [f"{name}.{one}" for one in models[name]]
+    if dot and given not in tags:
+        return [_problem(f"timm's {name} has no weights tagged {tag!r}", given, tags, name)]
+    if source == "timm" and not tags:
+        return [_problem(f"timm has no weights for {given}", given, [one for one in models if models[one]], "another model")]
+    return []
+
+
+def _problem(what: str, given: str, known: Iterable[str], otherwise: str) -> Problem:
+    close = difflib.get_close_matches(given, list(known), n=MOST_NAMED, cutoff=0.5)
+    near = f"; did you mean {close[0]}?" if close else ""
+    return Problem(("teacher", "backbone", "name"), what + near, given, ", ".join(close) or otherwise)

@@ -1,0 +1,58 @@
+import pytest
+from pydantic import TypeAdapter
+
+from ddcore.networks.names import check_backbone
+from ddcore.specs import TeacherSpec
+from tests.ddcore.networks.write_names import FOLDER, listing
+
+TEACHER: TypeAdapter[TeacherSpec] = TypeAdapter(TeacherSpec)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_the_names_are_those_of_the_installed_version(library: str) -> None:
+    assert (FOLDER / f"{library}.txt").read_text() == listing(library), "run: python -m tests.ddcore.networks.write_names"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (None, "resnet18"),
+        (None, "convnet"),
+        (None, "vit_tiny_patch16_224"),
+        (None, "vit_tiny_patch16_224.augreg_in21k"),
+        ("checkpoint", "convnet"),
+        ("checkpoint", "vit_tiny_patch16_224"),
+        ("timm", "resnet18"),
+        ("timm", "resnet18.a1_in1k"),
+        ("torchvision", "vit_b_16"),
+    ],
+)
+def test_names_that_are_known(source: str | None, name: str) -> None:
+    assert check_backbone(_teacher(source, name)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "said", "close"),
+    [
+        (None, "resnet81", "timm has no model called 'resnet81'; did you mean resnet18?", "resnet18"),
+        (None, "vit_tiny_patch16_242", "no model called", "vit_tiny_patch16_224"),
+        (None, "§§", "no model called '§§'", "resnet18 or convnet or timm's name of a model"),
+        (None, "resnet18.a1_in2k", "no weights tagged 'a1_in2k'", "resnet18.a1_in1k"),
+        ("timm", "convnet", "no model called 'convnet'", "convnext"),
+        ("timm", "vit_xsmall_patch16_clip_224.x", "no weights tagged", "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"),
+        ("timm", "botnet50ts_256", "timm has no weights for botnet50ts_256", "botnet26t_256"),
+        ("torchvision", "vit_b_17", "torchvision has no model called", "vit_b_16"),
+        ("torchvision", "convnet", "torchvision has no model called", "convnext"),
+    ],
+)
+def test_names_that_are_not_come_with_near_ones(source: str | None, name: str, said: str, close: str) -> None:
+    (problem,) = check_backbone(_teacher(source, name))
+    assert problem.loc == ("teacher", "backbone", "name")
+    assert problem.given == name
+    assert said in problem.message
+    assert close in problem.allowed
+
+
+def _teacher(source: str | None, name: str) -> TeacherSpec:
+    given = {"ssl": "given", "source": source, "checkpoint": "art_x" if source == "checkpoint" else None} if source else {"ssl": "dino"}
+    return TEACHER.validate_python({**given, "backbone": {"name": name}})
