@@ -28,6 +28,8 @@ JUNK_FILES = ("thumbs.db", "desktop.ini")
 TEXT_ENDINGS = (".txt", ".md")
 TEXT_STEMS = ("readme", "license", "licence")
 ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # an image that lacks them near its end may be cut short, or only unusual
+LONGEST_TRAILER = 64
 
 DAMAGE = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, struct.error, zlib.error)  # what PIL raises on bad bytes
 
@@ -153,7 +155,8 @@ def _open(name: str, data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         if name.lower().endswith(ARCHIVE_ENDINGS):
             raise refuse(f"{name} is an archive inside the archive", "put the images themselves in the zip") from error
-        raise refuse(f"{name} is not an image", f"leave only {', '.join(FORMATS)} files in the archive") from error
+        what = "is not an image" if data else "is empty, and so not an image"
+        raise refuse(f"{name} {what}", f"leave only {', '.join(FORMATS)} files in the archive") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise refuse(f"{name} declares far too many pixels", "resize the image before uploading") from error
     except DAMAGE as error:
@@ -161,7 +164,7 @@ def _open(name: str, data: bytes) -> Image.Image:
 
 
 def _header(name: str, data: bytes, limits: Limits) -> tuple[tuple[int, int], str]:
-    """Width and height, and "L" or "RGB"."""
+    """Width and height, and "L" or "RGB"; raises `bad_dataset` for what no job could use."""
     with _open(name, data) as image:
         width, height = image.size
         if max(width, height) > limits.side or min(width, height) < limits.least_side:
@@ -175,6 +178,8 @@ def _header(name: str, data: bytes, limits: Limits) -> tuple[tuple[int, int], st
                 f"{name} has more than 8 bits a channel (mode {image.mode}); 8 are allowed",
                 "convert the images to 8-bit grey or RGB: 16-bit is not rounded for you",
             )
+        if LAST_BYTES.get(image.format or "", b"") not in data[-LONGEST_TRAILER:]:
+            _pixels(name, image)  # cut short: rather now than when a job reads it
         return (width, height), "L" if image.mode in GREY else "RGB"
 
 
@@ -183,7 +188,12 @@ def _decode(name: str, data: bytes, mode: str, size: tuple[int, int]) -> NDArray
     with _open(name, data) as image:
         if image.size != size:
             raise refuse(f"{name} has changed its size since it was checked", "upload the archive again, and leave it alone meanwhile")
-        try:
-            return np.asarray(image.convert(mode), np.uint8)
-        except DAMAGE as error:
-            raise refuse(f"{name} has damaged or missing pixels: {error}", "replace the file, or leave it out") from error
+        return np.asarray(_pixels(name, image).convert(mode), np.uint8)
+
+
+def _pixels(name: str, image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except DAMAGE as error:
+        raise refuse(f"{name} has damaged or missing pixels: {error}", "replace the file, or leave it out") from error
+    return image

@@ -144,7 +144,8 @@ def _check_directory_size(path: Path, limits: Limits) -> None:
         tail = file.read()
     at = tail.rfind(_END)
     if at < 0 or len(tail) - at < _END_BYTES:
-        raise refuse("the file is not a zip", "upload a .zip of images, in one folder a class, or flat without labels")
+        what = "is not a zip, or only the beginning of one" if size else "is empty, and so not a zip"
+        raise refuse(f"the file {what}", "upload a .zip of images, in one folder a class, or flat without labels")
     (directory,) = struct.unpack_from("<L", tail, at + 12)
     locator, record = at - _LOCATOR_BYTES, at - _LOCATOR_BYTES - _END64_BYTES
     if locator >= 0 and tail.startswith(_LOCATOR, locator):

@@ -208,11 +208,23 @@ def test_encrypted_members_are_refused(tmp_path: Path) -> None:
     refused(path, "a.png", "encrypted")
 
 
-def test_cut_pixels_pass_the_header_and_fail_the_reading(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG"])
+def test_an_image_that_is_cut_short_is_refused_at_once(tmp_path: Path, fmt: str) -> None:
+    whole = picture((64, 64), fmt=fmt)
+    refused(zipped(tmp_path / "x.zip", {"a.x": whole, "b.x": whole[: len(whole) * 2 // 3]}), "b.x", "damaged or missing pixels")
+
+
+def test_an_image_without_its_end_mark_but_with_all_its_pixels_is_welcome(tmp_path: Path) -> None:
     whole = picture((64, 64), fmt="JPEG")
-    path = zipped(tmp_path / "x.zip", {"a.jpg": whole, "b.jpg": whole[: len(whole) - 200]})
+    assert whole.endswith(b"\xff\xd9")
+    assert inspect(zipped(tmp_path / "x.zip", {"a.jpg": whole[:-2] + b"\0\0"})).num_images == 1
+
+
+def test_damaged_pixels_pass_the_header_and_fail_the_reading(tmp_path: Path) -> None:
+    whole = picture((64, 64), fmt="PNG")
+    path = zipped(tmp_path / "x.zip", {"a.png": whole, "b.png": whole[:50] + b"\xff" * 16 + whole[66:]})
     assert inspect(path).num_images == 2
-    refused(path, "b.jpg", "pixels", read=True)
+    refused(path, "b.png", "pixels", read=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06", picture()])
