@@ -1,0 +1,104 @@
+"""Specs: presets and what overrides them, and refusals that name field, given and allowed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ddcore.data.builtins import BUILTINS, facts
+from ddcore.plan import DatasetFacts, plan_distill
+from ddcore.presets import PRESETS
+from ddcore.specs import DistillSpec, EvaluateSpec, merge
+
+UPLOAD = DatasetFacts("upload", {"archive": "0" * 64}, 50_000, (3, 32, 32), (5000,) * 10)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_spec_that_can_be_planned_and_survives_json(name):
+    spec = DistillSpec(preset=name)
+    assert DistillSpec.model_validate_json(spec.model_dump_json()) == spec
+    plan = plan_distill(spec, facts(spec.dataset) if spec.dataset in BUILTINS else UPLOAD)
+    assert [step.kind for step in plan][-3:] == ["distill", "export", "figures"]
+
+
+def test_fields_override_a_preset_at_any_depth_and_leave_the_rest():
+    plain = DistillSpec(preset="smoke")
+    spec = DistillSpec(preset="smoke", seed=7, teacher={"epochs": 5, "backbone": {"depth": 1}}, experts={"ema": 0.9})
+    assert (spec.seed, spec.teacher.epochs, spec.teacher.backbone.depth, spec.experts.ema) == (7, 5, 1, 0.9)
+    assert spec.teacher.ssl == "dino"
+    assert spec.teacher.backbone.width == plain.teacher.backbone.width == 16
+    assert spec.experts.num == plain.experts.num
+    assert spec.method == plain.method
+
+
+def test_another_kind_replaces_the_presets_table_whole():
+    spec = DistillSpec(preset="smoke", teacher={"ssl": "simclr"}, method={"name": "random"})
+    assert (spec.teacher.ssl, spec.teacher.epochs, spec.teacher.backbone.name) == ("simclr", 200, "resnet18")
+    assert spec.method.model_dump() == {"name": "random"}
+
+
+def test_merge_changes_neither_side_and_lets_values_replace_tables():
+    base, over = {"a": {"name": "x", "n": 1}, "b": {"c": 2}}, {"a": {"n": 2}, "b": None, "d": [1]}
+    assert merge(base, over) == {"a": {"name": "x", "n": 2}, "b": None, "d": [1]}
+    assert base == {"a": {"name": "x", "n": 1}, "b": {"c": 2}}
+    assert over == {"a": {"n": 2}, "b": None, "d": [1]}
+
+
+TABLES = st.recursive(st.integers() | st.none(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=8)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), TABLES), st.dictionaries(st.sampled_from("abc"), TABLES))
+def test_merging_is_idempotent_and_the_later_table_wins(base, over):
+    merged = merge(base, over)
+    assert merge(base, {}) == base
+    assert merge(merged, over) == merged
+    assert set(merged) == set(base) | set(over)
+    for key, value in over.items():
+        assert merged[key] == value or isinstance(value, dict)
+
+
+@pytest.mark.parametrize(
+    ("body", "where", "words"),
+    [
+        ({"preset": "no such"}, ("preset",), "smoke"),
+        ({"preset": 3}, ("preset",), "smoke"),
+        ({"num_images": 0}, ("num_images",), "greater than or equal to 1"),
+        ({"num_images": "many"}, ("num_images",), "valid integer"),
+        ({"sead": 1}, ("sead",), "not permitted"),
+        ({"method": {"name": "magic"}}, ("method",), "'mkdt', 'random', 'k_means', 'high_loss'"),
+        ({"method": {"name": "mkdt", "iterations": 0}}, ("method", "mkdt", "iterations"), "greater than or equal to 1"),
+        ({"method": {"name": "mkdt", "inner_steps": 0}}, ("method", "mkdt", "inner_steps"), "greater than or equal to 1"),
+        ({"method": {"name": "mkdt", "initial_rate": 0}}, ("method", "mkdt", "initial_rate"), "greater than 0"),
+        ({"teacher": {"ssl": "moco"}}, ("teacher",), "'dino', 'barlow_twins', 'simclr', 'given'"),
+        ({"teacher": {"ssl": "given"}}, ("teacher", "given"), "a checkpoint is needed"),
+        ({"teacher": {"ssl": "dino", "lr": float("inf")}}, ("teacher", "dino", "lr"), "finite"),
+        ({"experts": {"lr": float("nan")}}, ("experts", "lr"), "finite"),
+        ({"experts": {"ema": 1.0}}, ("experts", "ema"), "less than 1"),
+        ({"student": {"depth": 0}}, ("student", "depth"), "greater than or equal to 1"),
+        ({"seed": -1}, ("seed",), "greater than or equal to 0"),
+    ],
+)
+def test_a_refusal_names_the_field_what_was_given_and_what_is_allowed(body, where, words):
+    with pytest.raises(ValidationError) as caught:
+        DistillSpec.model_validate(body)
+    (error,) = caught.value.errors()
+    assert error["loc"] == where
+    assert words in error["msg"]
+    assert "input" in error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("label_fractions", [0.0]), ("label_fractions", [1.5]), ("seeds", 0), ("downstream", []), ("baselines", ["best"]), ("knn", 0)],
+)
+def test_an_evaluation_that_makes_no_sense_is_refused(field, value):
+    body = {"synthetic_set": "s", "downstream": [{"train": "a", "test": "b"}]}
+    assert EvaluateSpec(**body).seeds == 5
+    with pytest.raises(ValidationError) as caught:
+        EvaluateSpec(**{**body, field: value})
+    assert {error["loc"][0] for error in caught.value.errors()} == {field}
+
+
+def test_specs_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        DistillSpec().seed = 3
