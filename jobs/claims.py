@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import lock_graph, now
@@ -19,7 +19,7 @@ from jobs.ids import new_id
 from jobs.models import Artifact, Step, StepInput
 
 LEASE_SECONDS = 90.0
-LONGEST_TEXT = 10_000  # characters of an error's detail or hint
+LONGEST_TEXT = 10_000  # characters of an error's detail, hint or trace
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def succeed(session: Session, step_id: str, attempt: int, artifacts: Sequence[Ne
     """
     lock_graph(session)
     at = now(session)
-    if not move_steps(session, "succeeded", at, holds(step_id, attempt), summary=summary):
+    if not move_steps(session, "succeeded", at, holds(step_id, attempt), summary=summary, done=func.coalesce(Step.total, Step.done)):
         if session.scalar(select(Step.id).where(Step.id == step_id, Step.attempt == attempt, Step.state == "succeeded")):
             return
         raise LeaseLost(step_id, attempt)
@@ -124,10 +124,15 @@ def succeed(session: Session, step_id: str, attempt: int, artifacts: Sequence[Ne
     after_success(session, step_id, at)
 
 
-def fail(session: Session, step_id: str, attempt: int, code: str, detail: str, hint: str = "", *, retryable: bool = False) -> None:
-    """The attempt failed. A retryable failure makes the step ready again until it has failed `max_attempts` times. Raises `LeaseLost`."""
+def fail(
+    session: Session, step_id: str, attempt: int, code: str, detail: str, hint: str = "", *, retryable: bool = False, trace: str = ""
+) -> None:
+    """The attempt failed. A retryable failure makes the step ready again until it has failed `max_attempts` times. Raises `LeaseLost`.
+
+    trace: what only who mends the program reads; it is kept in the step's events.
+    """
     lock_graph(session)
-    _fail(session, step_id, attempt, code, detail, hint, retryable=retryable)
+    _fail(session, step_id, attempt, code, detail, hint, retryable=retryable, trace=trace)
 
 
 def release(session: Session, step_id: str, attempt: int) -> None:
@@ -162,13 +167,15 @@ def _require(session: Session, step_id: str, attempt: int) -> Step:
     return step
 
 
-def _fail(session: Session, step_id: str, attempt: int, code: str, detail: str, hint: str, *, retryable: bool) -> None:
+def _fail(session: Session, step_id: str, attempt: int, code: str, detail: str, hint: str, *, retryable: bool, trace: str = "") -> None:
     step = _require(session, step_id, attempt)
     at = now(session)
     detail, hint = _storable(detail), _storable(hint)
     error = {"error_code": code, "error_detail": detail, "error_hint": hint}
     failures = step.failures + 1
     said: dict[str, Any] = {"attempt": attempt, "failures": failures, "code": code, "detail": detail, "hint": hint}
+    if trace:
+        said["trace"] = _storable(trace)
     if retryable and failures < step.max_attempts:
         kept = update(Step).where(Step.id == step_id).values(failures=failures, **error)
         session.execute(kept.execution_options(synchronize_session=False))

@@ -1,5 +1,6 @@
 """The supervisor's hold on its template process (`worker.template`) and on the one runner that it may have started."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -42,7 +43,10 @@ class Launcher:
         self._tell(f"run {step_id} {attempt}")
 
     def poll(self) -> int | None:
-        """The exit code of the runner if it has ended: negative for a signal, and -9 if the template died and took it along."""
+        """The exit code of the runner if it has ended: negative for a signal, and -9 if the template died and took it along.
+
+        If the template ended before it started the runner (`pid` is None), the code is the template's own.
+        """
         if self._code is None:
             self._listen()
         return self._code
@@ -94,6 +98,9 @@ class Launcher:
         except BlockingIOError:
             return
         if not chunk:
+            if self._code is None and self.pid is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._code = self._template.wait(1.0) or 1
             self.close()
             return
         *lines, self._pending = (self._pending + chunk).split(b"\n")

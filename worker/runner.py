@@ -34,7 +34,8 @@ from worker.recorder import Recorder
 from worker.workplace import Workplace
 
 _SIGN_OF_LIFE = 1.0  # seconds between two
-_TRACE_LINES = 12
+_TRACE_LINES = 30
+_LONGEST = 500  # characters of what an unexpected error says
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,9 @@ class _Runner:
 
     def _fail(self, error: Exception) -> Exit:
         code, detail, hint, retryable = explain(error)
+        trace = _trace(error) if code == "internal" else ""
         try:
-            self._commit(lambda s: claims.fail(s, self.step_id, self.attempt, code, detail, hint, retryable=retryable))
+            self._commit(lambda s: claims.fail(s, self.step_id, self.attempt, code, detail, hint, retryable=retryable, trace=trace))
         except LeaseLost:
             return Exit.LOST
         except AWAY:
@@ -170,13 +172,15 @@ def explain(error: Exception) -> tuple[str, str, str, bool]:
         return "out_of_memory", text.splitlines()[0], "smaller batches, a smaller student or fewer images", False
     if isinstance(error, StoreFull) or "No space left on device" in text:
         return "internal", f"the worker's disk is full: {text.splitlines()[0]}", "free some space, then retry the job", True
+    detail = f"an unexpected {type(error).__name__}: {' '.join(text.split())}"
+    hint = "this is a fault of potstill or of its installation: please report it, with the traceback in the job's events"
+    return "internal", detail if len(detail) <= _LONGEST else f"{detail[: _LONGEST - 1]}…", hint, True
+
+
+def _trace(error: Exception) -> str:
+    """The end of its traceback, without the lines that only underline."""
     lines = [line for line in "".join(traceback.format_exception(error)).splitlines() if line.strip(" ^~")]
-    return (
-        "internal",
-        "\n".join(lines[-_TRACE_LINES:]),
-        "this is a fault of potstill or of its installation: please report it with this text",
-        True,
-    )
+    return "\n".join(lines[-_TRACE_LINES:])
 
 
 def main() -> int:

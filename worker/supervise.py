@@ -132,12 +132,16 @@ class Supervisor:
         if code < 0:
             detail = f"the runner was killed by {_signal_name(-code)}"
             return self._crashed(step_id, attempt, "worker_lost", detail, _NO_MEMORY if -code == signal.SIGKILL else "", words)
+        if self.launcher.pid is None:
+            detail = f"the process that runs steps could not start: it ended with code {code}"
+            return self._crashed(step_id, attempt, "internal", detail, "the worker's log says why", words)
         return self._crashed(step_id, attempt, "internal", f"the runner ended with code {code}", "see the worker's log", words)
 
     def _crashed(self, step_id: str, attempt: int, error: str, detail: str, hint: str, words: str) -> str:
         log.warning(detail, extra={"step_id": step_id, "attempt": attempt})
-        text = f"{detail}; its last words:\n{words}" if words else detail
-        self._commit(lambda s: claims.fail(s, step_id, attempt, error, text, hint, retryable=True))
+        if words:
+            hint = f"{hint}; its last words are in the job's events" if hint else "its last words are in the job's events"
+        self._commit(lambda s: claims.fail(s, step_id, attempt, error, detail, hint, retryable=True, trace=words))
         return "crashed"
 
     def _commit(self, work: Callable[[Session], T]) -> T:

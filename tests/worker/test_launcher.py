@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_one_template_serves_many_runners_and_says_how_each_ends(launcher: Launc
     assert until(launcher.poll, 10) == -signal.SIGKILL
     until(lambda: gone(runner), 5)
     launcher.signal(signal.SIGTERM)  # nobody is there: nothing happens
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_template_that_cannot_start_is_told_from_a_runner_that_crashed(
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    launcher.warm()
+    for _ in range(3):
+        launcher.start("step_unknown", 1)
+        assert (until(launcher.poll, 10), launcher.pid) == (3, None)
+        launcher.signal(signal.SIGTERM)
 
 
 def handles(pid: int, number: int) -> bool:

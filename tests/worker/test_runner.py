@@ -14,13 +14,13 @@ from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
 from jobs import claims
 from jobs.database import sessions, transact
-from jobs.models import Metric, Step
+from jobs.models import Event, Metric, Step
 from jobs.settings import Settings
 from tests.worker.service import post, until
 from worker import runner as module
 from worker import template
 from worker.exits import Exit
-from worker.runner import _Runner, explain
+from worker.runner import _Runner
 
 Action = Callable[[Reporter, Path, Path], None]
 
@@ -63,7 +63,7 @@ def raising(error: Exception) -> Action:
         (MemoryError(), "failed", "out_of_memory", "MemoryError"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "failed", "out_of_memory", "2 GiB"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "ready", "internal", "the worker's disk is full"),
-        (ZeroDivisionError("a bug"), "ready", "internal", "ZeroDivisionError: a bug"),
+        (ZeroDivisionError("a bug"), "ready", "internal", "an unexpected ZeroDivisionError: a bug"),
     ],
 )
 def test_an_error_is_recorded_with_its_class(
@@ -75,17 +75,30 @@ def test_an_error_is_recorded_with_its_class(
     assert step.error_hint
 
 
-def test_a_traceback_is_short_and_ends_with_the_error() -> None:
-    def deep(n: int) -> None:
+def test_an_unexpected_error_is_one_sentence_and_its_traceback_is_in_the_events(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]], engine: Engine
+) -> None:
+    def deep(reporter: Reporter, out: Path, work: Path, n: int = 60) -> None:
         if n == 0:
-            raise ValueError("at the bottom")
-        deep(n - 1)
+            raise ValueError("at the\n  bottom" + "!" * 1000)
+        deep(reporter, out, work, n - 1)
 
-    with pytest.raises(ValueError, match="bottom") as caught:
-        deep(30)
-    lines = explain(caught.value)[1].splitlines()
-    assert len(lines) <= 12
-    assert lines[-1] == "ValueError: at the bottom"
+    _, step, _ = attempt(deep)
+    assert str(step.error_detail).startswith("an unexpected ValueError: at the bottom!!!")
+    assert len(str(step.error_detail)) == 500
+    with sessions(engine)() as session:
+        (said,) = session.scalars(select(Event).where(Event.step_id == step.id, Event.type == "step_retried"))
+    lines = said.data["trace"].splitlines()
+    assert len(lines) <= 30
+    assert any(line.endswith("in deep") for line in lines)
+    assert lines[-1].startswith("  bottom")
+
+
+def test_an_expected_error_needs_no_traceback(attempt: Callable[[Action], tuple[Exit, Step, _Runner]], engine: Engine) -> None:
+    _, step, _ = attempt(raising(DdcoreError("diverged", "the loss is not finite", "a lower rate")))
+    with sessions(engine)() as session:
+        (said,) = session.scalars(select(Event).where(Event.step_id == step.id, Event.type == "step_failed"))
+    assert "trace" not in said.data
 
 
 def test_what_was_said_last_is_recorded_before_the_success(

@@ -28,7 +28,7 @@ class Puppet(Launcher):
         self.before_end: Any = lambda step_id, attempt: None
 
     def start(self, step_id: str, attempt: int) -> None:
-        self.started = (step_id, attempt)
+        self.started, self.pid = (step_id, attempt), 1 << 30
 
     def poll(self) -> int | None:
         self.looks -= 1
@@ -80,8 +80,8 @@ def test_a_step_that_is_not_ready_is_left_alone(settings: Settings, engine: Engi
     ("code", "words", "error", "detail"),
     [
         (-signal.SIGKILL, "", "worker_lost", "the runner was killed by SIGKILL"),
-        (-signal.SIGSEGV, "Fatal Python error", "worker_lost", "SIGSEGV; its last words:\nFatal Python error"),
-        (1, "ImportError: x", "internal", "ended with code 1; its last words:\nImportError: x"),
+        (-signal.SIGSEGV, "Fatal Python error", "worker_lost", "the runner was killed by SIGSEGV"),
+        (1, "Traceback:\nImportError: x", "internal", "the runner ended with code 1"),
     ],
 )
 def test_a_crash_counts_and_the_step_is_ready_again(
@@ -90,7 +90,19 @@ def test_a_crash_counts_and_the_step_is_ready_again(
     assert supervisor(settings, engine, Puppet(code, words=words)).run(step_id) == "crashed"
     step = row(engine, step_id)
     assert (step.state, step.failures, step.attempt, step.error_code) == ("ready", 1, 1, error)
-    assert detail in str(step.error_detail)
+    assert step.error_detail == detail
+    with sessions(engine)() as session:
+        (said,) = session.scalars(select(Event).where(Event.step_id == step_id, Event.type == "step_retried"))
+    assert said.data.get("trace", "") == words
+    assert ("events" in str(step.error_hint)) == bool(words)
+
+
+def test_a_template_that_could_not_start_is_named(settings: Settings, engine: Engine, step_id: str) -> None:
+    puppet = Puppet(3)
+    puppet.before_end = lambda step, attempt: setattr(puppet, "pid", None)
+    assert supervisor(settings, engine, puppet).run(step_id) == "crashed"
+    step = row(engine, step_id)
+    assert (step.error_code, step.error_detail) == ("internal", "the process that runs steps could not start: it ended with code 3")
 
 
 def test_the_last_crash_allowed_fails_the_step(settings: Settings, engine: Engine, step_id: str) -> None:
