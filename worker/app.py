@@ -3,6 +3,7 @@
 SQL is the truth and a message is a doorbell, so nothing here guards a message: late, doubled and lost ones are all harmless.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -112,8 +113,14 @@ def _tell_children(how: str = "", **_: object) -> None:
     So a warm shutdown takes no longer than `stop_grace_seconds` and a little, and Celery's soft shutdown has nothing to add. A cold
     one (QUIT) has sent its children TERM already, which means the same to them.
     """
-    if how == "Warm" and _main is not None and _main.pool is not None:
-        for pid in _main.pool.info["processes"]:
+    if how != "Warm" or _main is None or _main.pool is None:
+        return
+    try:
+        children = _main.pool.info["processes"]
+    except AttributeError:  # told to stop before the pool was up: nothing runs
+        return
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, _DRAIN)
 
 

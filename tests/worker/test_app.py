@@ -1,8 +1,12 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import pytest
 import redis
+from celery.concurrency.prefork import TaskPool
 
+from worker import app as module
 from worker.app import TASK, broker_url, make_app
 
 SUPERVISOR = """
@@ -32,3 +36,9 @@ def test_no_message_is_unpickled_and_none_is_taken_early() -> None:
     assert conf.accept_content == ["json"]
     assert conf.task_acks_late
     assert conf.worker_disable_prefetch
+
+
+def test_a_stop_before_the_pool_is_up_has_nobody_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for pool in (None, TaskPool(1)):
+        monkeypatch.setattr(module, "_main", SimpleNamespace(pool=pool))
+        module._tell_children(how="Warm")
