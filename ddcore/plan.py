@@ -294,7 +294,7 @@ def check_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts
                 problems.append(
                     Problem(
                         ("label_fractions", j),
-                        f"leaves the rarest class of {train.name} ({rarest} images) without a label",
+                        f"leaves the rarest class of {train.name} ({rarest} {'image' if rarest == 1 else 'images'}) without a label",
                         fraction,
                         f"{_least_fraction(rarest)} or more" if rarest else "a dataset with images in every class",
                     )
