@@ -6,12 +6,20 @@ unknown fields. Sizes that only make sense beside a data set are checked in `ddc
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ddcore.presets import PRESETS
 
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first of the two must not be larger than the second")
+    return pair
+
+
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Scale = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]  # of the area of an image: from, to
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -35,7 +43,7 @@ class BackboneSpec(Spec):
 class AugmentSpec(Spec):
     """Random views of a batch, drawn on the device; probabilities and strengths as in SimCLR (2002.05709, appendix A)."""
 
-    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
+    crop_scale: Scale = (0.2, 1.0)
     flip: bool = True
     jitter: NonNegative = 0.8
     jitter_strength: NonNegative = 0.5
@@ -72,7 +80,7 @@ class DinoSpec(_Teacher):
     warmup_teacher_epochs: int = Field(0, ge=0)
     center_momentum: float = Field(0.9, ge=0.0, lt=1.0)
     local_crops: int = Field(0, ge=0, le=16, description="small views seen by the student only (multi-crop)")
-    local_crop_scale: tuple[Fraction, Fraction] = (0.05, 0.4)
+    local_crop_scale: Scale = (0.05, 0.4)
     freeze_last_layer_epochs: int = Field(1, ge=0)
 
 
