@@ -86,7 +86,7 @@ class Run:
                 self.rate = (self.step - first) * self.batch_size / (time.perf_counter() - began)
                 if self.step in self.snapshots:
                     self._snapshot()
-                if self._at(LOOKS) and self.step < self.total:
+                if self._at(LOOKS) or self.step == self.total:
                     self._look()
                 if every.due():
                     self._checkpoint()
@@ -143,7 +143,7 @@ class Run:
         self.task.reporter.metric(name, self.step, value)
 
     def _look(self) -> None:
-        """A quick k-NN accuracy on a sample of the images, for the curve."""
+        """A quick k-NN accuracy on a sample of the images, for the curve; below the manifest's, which has all of them to look among."""
         if self.data.labels is None:
             return
         rows = torch.linspace(0, len(self.data) - 1, min(LOOK_IMAGES, len(self.data))).round().long().to(self.task.device)
@@ -197,8 +197,6 @@ class Run:
         """Measure the teacher, refuse a collapsed one, write the files."""
         module = self.objective.result
         accuracy, rank, width = measure(module, self.data, self.mean, self.std, self.task.reporter)
-        if accuracy is not None:
-            self._point("knn", accuracy)
         (self.task.out / "history.json").write_text(json.dumps(self.history) + "\n")
         refuse_collapsed(accuracy, rank, self.spec.min_knn_accuracy)
         self._warn_if_uniform()
