@@ -36,7 +36,7 @@ class Trajectories:
         self.num_snapshots, self.num_parameters = shapes.pop()
 
     def row(self, expert: int, snapshot: int) -> torch.Tensor:
-        """The flat parameters float32 [P] of one expert at one snapshot."""
+        """The flat parameters float32 [P] of one expert at one snapshot; a copy, for what the file gives is its mapped memory."""
         array, index = self._rows[expert]
         out: torch.Tensor = array[index, snapshot]
-        return out
+        return out.clone()
