@@ -4,8 +4,11 @@ import argparse
 import hashlib
 import json
 import reprlib
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +107,30 @@ def _run(
 ) -> int:
     out.mkdir(parents=True, exist_ok=True)
     resources = Resources(catalogue.archives, catalogue.checkpoints, out / "downloads")
-    with Bars(console, plan) as bars:
+    with _stopping(console) as should_stop, Bars(console, plan, should_stop) as bars:
         folders = run_plan(plan, out, device, resources, bars.reporter, bars.done, earlier)
     last = _publish(out, plan, folders, body)
     _say(console, "done ", f"in {sum(bars.seconds.values()):.1f} s; results: {last}")
     return 0
+
+
+@contextmanager
+def _stopping(console: Console) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C (or SIGTERM) has asked for an end: the first leaves time for a checkpoint, the second does not."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        _say(console, "stopping ", "at the next checkpoint; press Ctrl-C again to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _publish(out: Path, plan: Plan, folders: dict[str, Path], body: dict[str, Any]) -> Path:
@@ -139,7 +161,10 @@ class Catalogue:
         path = Path(ref)
         if not path.exists():
             raise DdcoreError("bad_dataset", f"{ref!r} is neither a built-in nor a path", f"built-ins: {', '.join(sorted(BUILTINS))}")
-        found = inspect(path)
+        try:
+            found = inspect(path)
+        except DdcoreError as error:
+            raise DdcoreError(error.code, f"{ref!r}: {error.detail}", error.hint) from error
         sha = _digest(path)
         self.archives[sha] = path
         return DatasetFacts(path.name, {"archive": sha}, found.num_images, found.image_shape, found.class_counts)
@@ -150,6 +175,8 @@ class Catalogue:
         if not isinstance(teacher, GivenTeacherSpec) or teacher.checkpoint is None:
             return spec
         path = Path(teacher.checkpoint)
+        if not path.is_file():
+            raise DdcoreError("bad_checkpoint", f"there is no file {teacher.checkpoint!r}", "give the path of a safetensors file")
         sha = _digest(path)
         self.checkpoints[sha] = path
         return spec.model_copy(update={"teacher": teacher.model_copy(update={"checkpoint": sha})})
@@ -183,8 +210,8 @@ def _plan(body: Any, catalogue: Catalogue) -> tuple[Plan, list[Path]]:
 class Bars:
     """One bar a step, with rate and time left; on a plain pipe, one line a finished step."""
 
-    def __init__(self, console: Console, plan: Plan) -> None:
-        self.console, self.seconds = console, dict[str, float]()
+    def __init__(self, console: Console, plan: Plan, should_stop: Callable[[], bool]) -> None:
+        self.console, self.seconds, self._should_stop = console, dict[str, float](), should_stop
         self._total, self._started = len(plan), time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
@@ -210,7 +237,7 @@ class Bars:
     def reporter(self, step: Step) -> Reporter:
         self._started = time.monotonic()
         self._bar = self._progress.add_task(step.name, total=None, unit="", speed="")
-        return Reporter(sink=self._event)
+        return Reporter(sink=self._event, should_stop=self._should_stop)
 
     def _event(self, event: Event) -> None:
         if event["type"] == "progress":
