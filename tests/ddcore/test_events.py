@@ -37,11 +37,11 @@ def test_slow_work_reports_every_call():
 def test_a_stop_is_noticed_even_where_nothing_would_be_sent():
     asked = []
     reporter = Reporter(should_stop=lambda: len(asked) == 3)
+    for done in range(3):
+        reporter.progress(done, 1000, "step")
+        asked.append(done)
     with pytest.raises(Stopped):
-        for done in range(1000):
-            reporter.progress(done, 1000, "step")
-            asked.append(done)
-    assert asked == [0, 1, 2]
+        reporter.progress(3, 1000, "step")
 
 
 def test_metrics_and_notes_are_plain_numbers_and_text():

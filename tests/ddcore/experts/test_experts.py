@@ -1,0 +1,160 @@
+"""Experts against torch's own optimiser, step by step; their snapshots, averages, shards and resumption."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ddcore.data.images import Images, mean_std, normalise
+from ddcore.errors import DdcoreError, Stopped
+from ddcore.events import Reporter
+from ddcore.experts import train
+from ddcore.experts.store import Trajectories
+from ddcore.experts.train import train_experts
+from ddcore.networks.convnet import ConvNet
+from ddcore.networks.flat import build_student
+from ddcore.specs import StudentSpec
+from ddcore.task import Task, generator
+
+STUDENT = {"name": "convnet", "depth": 1, "width": 5}
+SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "batch_size": 8, "ema": None}
+EPOCHS, COUNT = 3, 21  # two batches of eight and one of five
+
+
+@pytest.fixture
+def world(tmp_path):
+    make = generator(0, "world")
+    images = torch.randint(256, (COUNT, 2, 5, 4), generator=make).to(torch.uint8)
+    targets = torch.randn(COUNT, 3, generator=make)
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "targets").mkdir()
+    Images(images, None, ()).save(tmp_path / "dataset" / "dataset.safetensors")
+    save_file({"targets": targets}, tmp_path / "targets" / "targets.safetensors")
+
+    def go(out="out", first=0, count=2, reporter=None, **changes):
+        for name in (out, f"work-{out}"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        params = {"experts": SGD | changes, "student": STUDENT, "epochs": EPOCHS, "first": first, "count": count, "seed": 4}
+        inputs = {"dataset": [tmp_path / "dataset"], "targets": [tmp_path / "targets"]}
+        work = tmp_path / f"work-{out}"
+        task = Task(params, inputs, tmp_path / out, work, reporter or Reporter(), torch.device("cpu"))
+        summary = train_experts(task)
+        paths = load_file(task.out / "experts.safetensors")["trajectories"]
+        return paths, json.loads((task.out / "history.json").read_text()), summary
+
+    go.pixels, go.targets = normalise(images, *mean_std(images)), targets
+    return go
+
+
+def by_torch(world, index, **changes):
+    """Expert `index` by torch.optim.SGD on an ordinary module: its parameters after every step, and each epoch's mean loss."""
+    fields = SGD | changes
+    random = generator(4, "expert", index)
+    net = ConvNet(2, 5, 4, 3, 1, 5)
+    torch.nn.utils.vector_to_parameters(build_student(StudentSpec(**STUDENT), (2, 5, 4), 3).init(random), net.parameters())
+    optimiser = torch.optim.SGD(net.parameters(), **{k: fields[k] for k in ("lr", "momentum", "weight_decay")})
+    thetas, losses = [torch.nn.utils.parameters_to_vector(net.parameters()).detach().clone()], []
+    for _ in range(EPOCHS):
+        total = 0.0
+        for batch in torch.randperm(COUNT, generator=random).split(fields["batch_size"]):
+            loss = ((net(world.pixels[batch]) - world.targets[batch]) ** 2).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += float(loss) * len(batch)
+            thetas.append(torch.nn.utils.parameters_to_vector(net.parameters()).detach().clone())
+        losses.append(total / COUNT)
+    return torch.stack(thetas), losses
+
+
+def test_a_trajectory_is_what_torchs_sgd_leaves_at_each_epoch(world):
+    paths, history, summary = world()
+    assert paths.shape == (2, EPOCHS + 1, summary["parameters"])
+    for index in range(2):
+        thetas, losses = by_torch(world, index)
+        assert torch.equal(paths[index, 0], thetas[0])
+        assert torch.allclose(paths[index], thetas[::3], rtol=1e-4, atol=1e-5)
+        assert history["loss"][index] == pytest.approx(losses, rel=1e-4)
+    assert summary["final_loss"] == pytest.approx(sum(losses[-1] for losses in history["loss"]) / 2)
+    assert (paths[:, 1:] - paths[:, :-1]).norm(dim=2).min() > 0.01  # clones: each epoch has its own
+
+
+def test_batches_larger_than_the_set_are_the_whole_set(world):
+    whole, _, _ = world(batch_size=COUNT, count=1)
+    larger, _, _ = world("larger", batch_size=1000, count=1)
+    assert torch.equal(whole, larger)
+    assert torch.allclose(whole[0], by_torch(world, 0, batch_size=COUNT)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_an_averaged_path_is_the_moving_average_in_closed_form(world):
+    decay = 0.8
+    paths, _, _ = world(count=1, ema=decay)
+    thetas = by_torch(world, 0)[0].double()
+    for epoch in range(EPOCHS + 1):
+        steps = 3 * epoch
+        weights = torch.tensor([decay**steps] + [(1 - decay) * decay ** (steps - t) for t in range(1, steps + 1)], dtype=torch.float64)
+        assert float(weights.sum()) == pytest.approx(1.0)
+        assert torch.allclose(paths[0, epoch].double(), weights @ thetas[: steps + 1], rtol=1e-3, atol=1e-5)
+
+
+def test_an_expert_does_not_depend_on_its_shard(world):
+    together, history, _ = world(count=5)
+    split = [world(f"shard-{first}", first=first, count=count) for first, count in ((0, 1), (1, 3), (4, 1))]
+    assert torch.equal(torch.cat([paths for paths, _, _ in split]), together)
+    assert [loss for _, part, _ in split for loss in part["loss"]] == history["loss"]
+    assert len({tuple(path[0, :3].tolist()) for path in together}) == 5
+
+
+@pytest.mark.parametrize("ema", [None, 0.7])
+def test_a_shard_that_is_stopped_anywhere_resumes_bit_for_bit(world, ema):
+    straight, history, _ = world("straight", count=3, ema=ema)
+    heard = []
+    for calls in (0, 1, 5, 4, 7):  # in the middle of epochs, and of experts; counted from where the last attempt began
+        left = iter(range(calls))
+        reporter = Reporter(should_stop=lambda left=left: next(left, None) is None)
+        with pytest.raises(Stopped):
+            world("resumed", count=3, ema=ema, reporter=reporter)
+    last = Reporter(sink=heard.append)
+    paths, again, _ = world("resumed", count=3, ema=ema, reporter=last)
+    assert torch.equal(paths, straight)
+    assert again == history
+    # whole epochs were kept: 1 + 1 + 2 of nine, each of three steps
+    assert heard[0]["done"] == 4 * 3
+    assert heard[0]["total"] == 27
+
+
+def test_a_crash_resumes_from_the_last_epoch_kept(world, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    straight, history, _ = world("straight", count=2)
+    calls = iter(range(11))
+
+    def power():
+        if next(calls, None) is None:
+            raise RuntimeError("the power went")
+        return False
+
+    with pytest.raises(RuntimeError, match="power"):
+        world("crashed", reporter=Reporter(should_stop=power))
+    heard = []
+    paths, again, _ = world("crashed", reporter=Reporter(sink=heard.append))
+    assert torch.equal(paths, straight)
+    assert again == history
+    assert heard[0]["done"] == 9
+
+
+def test_divergence_is_named_with_what_to_lower(world):
+    with pytest.raises(DdcoreError, match=r"an expert's loss became (inf|nan) in epoch 1") as caught:
+        world(lr=1e30)
+    assert caught.value.code == "diverged"
+    assert "lower experts.lr (it was 1e+30)" in caught.value.hint
+
+
+def test_the_file_says_what_a_reader_needs(world, tmp_path: Path):
+    world(first=3)
+    found = Trajectories([tmp_path / "out"])
+    assert (found.num_experts, found.num_snapshots) == (2, EPOCHS + 1)
+    assert StudentSpec(**found.info["student"]) == StudentSpec(**STUDENT)
+    assert len(found.info["mean"]) == len(found.info["std"]) == 2
+    assert json.loads((tmp_path / "out" / "history.json").read_text())["first"] == 3

@@ -1,0 +1,257 @@
+"""The outer loop: what an iteration computes, the guards, and a run that is stopped and resumed."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from ddcore.checkpoint import read_checkpoint
+from ddcore.errors import DdcoreError, Stopped
+from ddcore.events import Reporter
+from ddcore.experts.store import Trajectories
+from ddcore.matching import loop
+from ddcore.matching.adjoint import batches_of, run_inner
+from ddcore.matching.cores import core_of, inner_loss
+from ddcore.matching.loop import State, match
+from ddcore.networks.flat import build_student
+from ddcore.specs import MKDTSpec, StudentSpec
+from ddcore.task import generator
+
+STEPS, RATE, SET = 3, 0.1, 6
+SHAPE = (1, 4, 4)
+
+
+def network_of(dtype=torch.float64):
+    network = build_student(StudentSpec(depth=1, width=4), SHAPE, 3)
+    network.module.to(dtype)
+    return network
+
+
+def true_set(dtype=torch.float64):
+    make = generator(1, "true set")
+    return torch.randn(SET, *SHAPE, generator=make, dtype=dtype), torch.randn(SET, 3, generator=make, dtype=dtype)
+
+
+def experts_on(folder, count=3, epochs=3, dtype=torch.float64, spoil=()):
+    """Experts trained on the true set itself, in whole batches: that set follows them exactly."""
+    network, (images, targets) = network_of(dtype), true_set(dtype)
+    paths = []
+    for index in range(count):
+        path = [network.init(generator(index, "start")).to(dtype)]
+        for _ in range(epochs):
+            whole = [torch.arange(SET)] * STEPS
+            path.append(run_inner(core_of(network), path[-1], images, targets, torch.tensor(RATE, dtype=dtype), whole).thetas[-1])
+        paths.append(torch.stack(path) * (math.nan if index in spoil else 1.0))
+    folder.mkdir(exist_ok=True, parents=True)
+    save_file({"trajectories": torch.stack(paths)}, folder / "experts.safetensors")
+    return Trajectories([folder])
+
+
+def spec_of(**changes):
+    fields = {
+        "iterations": 30, "inner_steps": STEPS, "expert_epochs": 1, "max_start_epoch": 2, "batch_size": SET,
+        "lr_images": 1.0, "lr_targets": 0.1, "lr_rate": 1e-4, "outer_momentum": 0.5,
+    }  # fmt: skip
+    return MKDTSpec(**(fields | changes))
+
+
+def begin(spec, blur=0.0, dtype=torch.float64, rate=RATE):
+    images, targets = true_set(dtype)
+    make = generator(2, "blur")
+    images += blur * torch.randn(images.shape, generator=make, dtype=dtype)
+    targets += blur * torch.randn(targets.shape, generator=make, dtype=dtype)
+    return State.begin(spec, images, targets, torch.tensor(rate, dtype=dtype), generator(3, "matching"))
+
+
+def go(tmp_path, spec, state, experts=None, reporter=None, work="work"):
+    (tmp_path / work).mkdir(exist_ok=True)
+    experts = experts or experts_on(tmp_path / "experts", dtype=state.images.dtype)
+    return match(core_of(network_of(state.images.dtype)), experts, spec, state, tmp_path / work, reporter or Reporter())
+
+
+def test_the_set_that_experts_were_trained_on_is_a_fixed_point(tmp_path):
+    spec = spec_of()
+    state, still = begin(spec), begin(spec)
+    curves = go(tmp_path, spec, state)
+    assert max(value for _, value in curves["matching_loss"]) < 1e-20
+    assert torch.allclose(state.images, still.images, atol=1e-8)
+    assert torch.allclose(state.targets, still.targets, atol=1e-8)
+    assert abs(float(state.rate) - RATE) < 1e-8
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_from_elsewhere_the_matching_loss_falls_towards_it(tmp_path, optimizer):
+    rates = {"lr_images": 0.03, "lr_targets": 0.03, "lr_rate": 1e-3} if optimizer == "adam" else {"lr_images": 0.3, "lr_targets": 0.3}
+    spec = spec_of(iterations=250, optimizer=optimizer, **rates)
+    curve = [value for _, value in go(tmp_path, spec, begin(spec, blur=0.7))["matching_loss"]]
+    assert len(curve) == 250
+    assert sum(curve[-10:]) < 0.2 * sum(curve[:10])
+
+
+def test_an_iteration_is_the_papers_algorithm(tmp_path):
+    """Three iterations against a plain reading of it: draw, unroll with every graph kept, differentiate once, step."""
+    spec = spec_of(iterations=3, batch_size=4, inner_momentum=0.8, outer_momentum=0.0, lr_rate=1e-4)
+    experts, network, state, random = experts_on(tmp_path / "experts"), network_of(), begin(spec, 0.5), generator(3, "matching")
+    images, targets, rate = (t.clone().requires_grad_(True) for t in (state.images, state.targets, state.rate))
+    losses = []
+    for _ in range(3):
+        expert, epoch = (int(torch.randint(n, (), generator=random)) for n in (3, spec.max_start_epoch + 1))
+        start, goal = experts.row(expert, epoch), experts.row(expert, epoch + 1)
+        theta, velocity = start.clone().requires_grad_(True), torch.zeros_like(start)
+        for batch in batches_of(SET, 4, STEPS, random):
+            loss = inner_loss(network, theta, images[batch], targets[batch])
+            velocity = 0.8 * velocity + torch.autograd.grad(loss, theta, create_graph=True)[0]
+            theta = theta - rate * velocity
+        outer = ((theta - goal) ** 2).sum() / ((start - goal) ** 2).sum()
+        found = torch.autograd.grad(outer, (images, targets, rate))
+        with torch.no_grad():
+            for tensor, gradient, lr in zip((images, targets, rate), found, (1.0, 0.1, 1e-4), strict=True):
+                tensor -= lr * gradient
+        losses.append([len(losses) + 1, float(outer.detach())])
+    curves = go(tmp_path, spec, state, experts)
+    assert torch.allclose(torch.tensor(curves["matching_loss"]), torch.tensor(losses), rtol=1e-10)
+    for ours, theirs in zip((state.images, state.targets, state.rate), (images, targets, rate), strict=True):
+        assert torch.allclose(ours, theirs.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_windows_cover_every_expert_and_every_start_and_end_where_the_trajectory_ends(tmp_path):
+    experts, seen = experts_on(tmp_path / "experts", epochs=4), []
+
+    class Spy:
+        num_experts = experts.num_experts
+
+        def row(self, expert, snapshot):
+            seen.append((expert, snapshot))
+            return experts.row(expert, snapshot)
+
+    spec = spec_of(iterations=80, expert_epochs=2, max_start_epoch=2)
+    go(tmp_path, spec, begin(spec), Spy())
+    starts, goals = seen[::2], seen[1::2]
+    assert goals == [(expert, epoch + 2) for expert, epoch in starts]
+    assert set(starts) == {(expert, epoch) for expert in range(3) for epoch in range(3)}
+    assert max(epoch for _, epoch in goals) == experts.num_snapshots - 1
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 30))
+def test_batches_are_shuffled_passes_through_the_set(count, size, steps):
+    batches = batches_of(count, size, steps, generator(0, "batches"))
+    assert len(batches) == steps
+    assert all(1 <= len(batch) <= size for batch in batches)
+    per_pass = math.ceil(count / size)
+    for first in range(0, steps - per_pass + 1, per_pass):
+        assert sorted(torch.cat(batches[first : first + per_pass]).tolist()) == list(range(count))
+
+
+def test_a_window_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    spec = spec_of(iterations=14, outer_momentum=0.0)
+    state, random = begin(spec, 0.3), generator(3, "matching")
+    bad = 0
+    for _ in range(14):
+        bad += int(torch.randint(3, (), generator=random)) == 1
+        torch.randint(3, (), generator=random)
+        batches_of(SET, SET, STEPS, random)
+    curves = go(tmp_path, spec, state, experts_on(tmp_path / "spoilt", spoil={1}))
+    assert 0 < bad == int(state.skipped) <= 7
+    assert len(curves["matching_loss"]) == 14 - bad
+    assert all(torch.isfinite(tensor).all() for tensor in (state.images, state.targets, state.rate))
+    # the same windows without the bad ones lead to the same set
+    clean, only = begin(spec, 0.3), experts_on(tmp_path / "experts")
+    monkey = State.begin(spec, clean.images, clean.targets, clean.rate, generator(3, "matching"))
+
+    class WithoutMotion:
+        num_experts = 3
+
+        def row(self, expert, snapshot):
+            return only.row(expert, snapshot) if expert != 1 else torch.full_like(only.row(1, 0), math.inf)
+
+    go(tmp_path, spec, monkey, WithoutMotion(), work="again")
+    assert torch.equal(monkey.images, state.images)
+
+
+@pytest.mark.parametrize(("iterations", "seen"), [(4, 4), (60, 25)])
+def test_too_many_skipped_windows_are_a_divergence_at_any_length(tmp_path, iterations, seen):
+    spec = spec_of(iterations=iterations)
+    with pytest.raises(DdcoreError, match=f"{seen} of {seen} windows") as caught:
+        go(tmp_path, spec, begin(spec), experts_on(tmp_path / "spoilt", spoil={0, 1, 2}))
+    assert caught.value.code == "diverged"
+    assert "method.lr_images (it was 1)" in caught.value.hint
+
+
+def test_targets_or_images_that_overflow_are_a_divergence(tmp_path):
+    for field in ("images", "targets"):
+        spec = spec_of(iterations=1, **{f"lr_{field}": 1e300}, outer_momentum=0.0)
+        state = begin(spec, 0.5)
+        getattr(state, field).fill_(1e308)
+        with pytest.raises(DdcoreError, match=r"diverged|windows|became infinite") as caught:
+            go(tmp_path, spec, state, work=field)
+        assert caught.value.code == "diverged"
+
+
+def test_a_runaway_rate_is_held_within_its_bounds_and_named(tmp_path):
+    spec = spec_of(lr_rate=1e-3)
+    state = begin(spec, rate=RATE / 50)  # where it belongs is out of bounds
+    with pytest.raises(DdcoreError, match=r"the learned rate ran from 0\.002 to its bound 0\.06 by iteration 25") as caught:
+        go(tmp_path, spec, state)
+    assert caught.value.code == "diverged"
+    assert "lower method.lr_rate (it was 0.001)" in caught.value.hint
+    assert float(state.rate) == pytest.approx(0.06)
+
+
+def stop_after(calls):
+    heard = []
+
+    def due():
+        heard.append(None)
+        return len(heard) > calls
+
+    return Reporter(should_stop=due)
+
+
+def test_the_bounds_of_a_resumed_run_are_those_of_the_whole_run(tmp_path):
+    spec = spec_of(lr_rate=1e-3)
+    with pytest.raises(Stopped):
+        go(tmp_path, spec, begin(spec, rate=RATE / 50), reporter=stop_after(20))
+    assert float(read_checkpoint(tmp_path / "work")[0]["rate"]) > RATE / 10
+    with pytest.raises(DdcoreError, match=r"ran from 0\.002 to its bound 0\.06"):
+        go(tmp_path, spec, begin(spec, rate=RATE / 50))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_run_that_is_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path, monkeypatch, optimizer):
+    monkeypatch.setattr(loop, "CURVE_POINTS", 4)  # so that points of the curve average over a stop
+    spec = spec_of(iterations=22, batch_size=4, optimizer=optimizer, lr_images=0.05, lr_targets=0.05)
+    straight = begin(spec, 0.5, torch.float32)
+    curves = go(tmp_path, spec, straight, work="straight")
+    for calls in (0, 8, 7):
+        with pytest.raises(Stopped):
+            go(tmp_path, spec, begin(spec, 0.5, torch.float32), reporter=stop_after(calls))
+    assert read_checkpoint(tmp_path / "work")[1]["iteration"] == 15
+    resumed = begin(spec, 0.5, torch.float32)
+    assert go(tmp_path, spec, resumed) == curves
+    assert [x for x, _ in curves["matching_loss"]] == [5, 10, 15, 20, 22]
+    for name in ("images", "targets", "rate", "skipped"):
+        assert torch.equal(getattr(resumed, name), getattr(straight, name)), name
+
+
+def test_a_crash_costs_no_more_than_the_work_since_the_last_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    spec, heard = spec_of(iterations=12), []
+
+    def crash(event):
+        heard.append(event)
+        if len(heard) == 14:
+            raise RuntimeError("the power went")
+
+    straight = begin(spec, 0.5)
+    curves = go(tmp_path, spec, straight, work="straight")
+    with pytest.raises(RuntimeError, match="power"):
+        go(tmp_path, spec, begin(spec, 0.5), reporter=Reporter(sink=crash))
+    again, done = begin(spec, 0.5), []
+    assert (
+        go(tmp_path, spec, again, reporter=Reporter(sink=lambda e: done.append(e["done"]) if e["type"] == "progress" else None)) == curves
+    )
+    assert done[0] > 0
+    assert torch.equal(again.images, straight.images)
