@@ -162,6 +162,8 @@ async def on_jobs_error(request: Request, exc: Exception) -> Response:
 
 async def on_database_away(request: Request, exc: Exception) -> Response:
     log.error("the database cannot be used: %s", exc)
+    if "disk is full" in str(exc) or "No space left on device" in str(exc):  # SQLite's words, and PostgreSQL's
+        return problem_response(request.state.request_id, "store_full", "the database's disk is full; nothing new can be recorded")
     detail = "the database cannot be reached just now; try again in a moment"
     return problem_response(request.state.request_id, "not_ready", detail, headers={"Retry-After": "5"})
 

@@ -1,5 +1,6 @@
 """A multipart upload straight to a file on the store's file system: never in memory, and nothing left behind on a refusal."""
 
+import errno
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from api.problems import Refusal, with_hint
 from ddcore.errors import DdcoreError, Problem
+from jobs.errors import StoreFull
 
 WRITE_EVERY = 1 << 20  # bytes gathered between two writes, each of which costs a hop to a thread
 MAX_FIELD_BYTES = 4096
@@ -34,7 +36,7 @@ async def receive_upload(request: Request, folder: Path, max_bytes: int, fields:
     """Stream the form's `file` into a new file in `folder`, which is removed at the end.
 
     fields: names of the text fields the form may have. Raises `Refusal` for anything else, beyond `max_bytes`, and in the place of a
-    `DdcoreError` of the caller, whose subject the file is.
+    `DdcoreError` of the caller, whose subject the file is; `StoreFull` if the disk is.
     """
     media, options = parse_options_header(request.headers.get("content-type", ""))
     if media != b"multipart/form-data" or not options.get(b"boundary"):
@@ -43,9 +45,14 @@ async def receive_upload(request: Request, folder: Path, max_bytes: int, fields:
     await to_thread.run_sync(lambda: folder.mkdir(parents=True, exist_ok=True))
     number, name = tempfile.mkstemp(prefix="upload-", dir=folder)
     try:
-        with open(number, "wb") as file:
-            form = _Form(file, max_bytes, fields)
-            await _feed(request, form, options[b"boundary"])
+        try:
+            with open(number, "wb") as file:
+                form = _Form(file, max_bytes, fields)
+                await _feed(request, form, options[b"boundary"])
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(form.size) from error
+            raise
         if form.filename is None:
             missing = Problem(("file",), "is needed", None, "one file, in the form field `file`")
             raise Refusal("invalid_request", "file: is needed", [missing])

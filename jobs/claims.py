@@ -112,7 +112,10 @@ def succeed(session: Session, step_id: str, attempt: int, artifacts: Sequence[Ne
     """
     lock_graph(session)
     at = now(session)
-    if not move_steps(session, "succeeded", at, holds(step_id, attempt), summary=summary, done=func.coalesce(Step.total, Step.done)):
+    mended: dict[str, Any] = dict.fromkeys(("error_code", "error_detail", "error_hint"))  # of earlier attempts; their events tell
+    if not move_steps(
+        session, "succeeded", at, holds(step_id, attempt), summary=summary, done=func.coalesce(Step.total, Step.done), **mended
+    ):
         if session.scalar(select(Step.id).where(Step.id == step_id, Step.attempt == attempt, Step.state == "succeeded")):
             return
         raise LeaseLost(step_id, attempt)

@@ -1,5 +1,6 @@
 """Downloads: ranges, tags, HEAD; uploads: datasets and checkpoints."""
 
+import errno
 import io
 import json
 import struct
@@ -188,6 +189,16 @@ def test_upload_that_is_no_form_or_ends_early(client: TestClient, refused: Refus
             yield b"x" * 10_000
 
     refused(client.post("/datasets", content=endless(), headers=headers), 413, "too_large")
+    assert _leftovers(settings) == []
+
+
+def test_upload_to_a_full_disk(client: TestClient, refused: Refused, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(form: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("api.uploads._Form.flush", full)
+    problem = refused(client.post("/datasets", files={"file": ("a.zip", zip_of())}), 507, "store_full")
+    assert "free some disk space" in problem["detail"]
     assert _leftovers(settings) == []
 
 

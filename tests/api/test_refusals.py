@@ -181,6 +181,15 @@ def test_database_that_is_away(client: TestClient, refused: Refused, monkeypatch
     assert answer.headers["retry-after"]
 
 
+@pytest.mark.parametrize("words", ["database or disk is full", 'could not extend file "x": No space left on device'])
+def test_database_whose_disk_is_full(client: TestClient, refused: Refused, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    def full(session: Any, job_id: str) -> None:
+        raise OperationalError("INSERT secret", {}, Exception(words))
+
+    monkeypatch.setattr("jobs.views.job", full)
+    assert "disk is full" in refused(client.get("/jobs/job_x"), 507, "store_full")["detail"]
+
+
 def test_crash_is_a_problem_too(client: TestClient, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.views.job", lambda session, job_id: 1 / 0)
     problem = refused(client.get("/jobs/job_x", headers={"X-Request-ID": "mine-1"}), 500, "internal")

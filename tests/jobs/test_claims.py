@@ -207,3 +207,22 @@ def test_heartbeats_and_records_do_not_wait_for_changes_of_the_graph(world: Worl
         assert world.database.write(lambda s: heartbeat(s, held.step_id, held.attempt)) == "ok"
         world.database.write(lambda s: record(s, held.step_id, held.attempt, [progress]))
         assert time.monotonic() - world_lock < 10
+
+
+def test_a_success_shows_no_failure_of_earlier_attempts_and_all_of_its_progress(world: World) -> None:
+    job_id = world.submit(plan("a", "distill<a"))
+    step_id = world.step(job_id, "a").id
+    for attempt in (1, 2):
+        world.database.write(lambda s: claim(s, step_id, "w"))
+        world.database.write(
+            lambda s, attempt=attempt: record(
+                s, step_id, attempt, [{"type": "progress", "done": 0, "total": 7, "unit": "images", "note": ""}]
+            )
+        )
+        if attempt == 1:
+            world.database.write(lambda s: fail(s, step_id, 1, "internal", "the disk is full", "free some", retryable=True))
+            assert world.step(job_id, "a").error_detail == "the disk is full"
+    world.database.write(lambda s: succeed(s, step_id, 2, [], {}))
+    step = world.step(job_id, "a")
+    assert (step.state, step.done, step.total) == ("succeeded", 7, 7)
+    assert (step.error_code, step.error_detail, step.error_hint) == (None, None, None)
