@@ -44,9 +44,9 @@ def export_set(task: Task) -> dict[str, Any]:
         "preview.png": write_preview,
     }
     for done, (name, write) in enumerate(writers.items()):
-        task.reporter.progress(done, len(writers), "file", name)
+        task.reporter.progress(done, len(writers), "files", name)
         write(data, task.out / name)
-    task.reporter.progress(len(writers), len(writers), "file")
+    task.reporter.progress(len(writers), len(writers), "files")
     sizes = {name: (task.out / name).stat().st_size for name in writers}
     return {"num_images": len(data.images), "files": sizes, "rounding": rounding(data)}
 

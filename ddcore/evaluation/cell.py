@@ -35,7 +35,7 @@ def evaluate_cell(task: Task) -> dict[str, Any]:
     network = network_for(params["network"], data).to(task.device)
     folders = list(zip(task.inputs["downstream_train"], task.inputs["downstream_test"], strict=True))
     pretraining = sum(arm.data is not None for arm in arms) * params["pretrain"]["steps"]
-    ticker = Ticker(task.reporter, pretraining + len(folders) * len(arms) * (1 + _draws_in_all(params)), "step")
+    ticker = Ticker(task.reporter, pretraining + len(folders) * len(arms) * (1 + _draws_in_all(params)), "steps")
     trained = _train_all(task, network, arms, ticker)
     records: list[Record] = []
     for number, pair in enumerate(folders):

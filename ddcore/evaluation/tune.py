@@ -33,7 +33,7 @@ def tune_rates(task: Task) -> dict[str, Any]:
     fit, held = (labelled.rows(rows) for rows in split(labelled.labels, VALIDATION, generator(params["seed"], "validation")))
     grid = [multiple * float(synthetic.learned_lr) for multiple in params["grid"]]
     arms = [name for name in params["arms"] if name != "synthetic"]
-    ticker = Ticker(task.reporter, len(arms) * len(grid) * SEEDS * params["pretrain"]["steps"], "step")
+    ticker = Ticker(task.reporter, len(arms) * len(grid) * SEEDS * params["pretrain"]["steps"], "steps")
     scores: dict[str, list[tuple[float, float | None]]] = {}
     for arm in arms:
         scores[arm] = [(rate, _score(task, network, sets[arm], rate, arm, (fit, held), ticker)) for rate in grid]

@@ -89,7 +89,7 @@ def _train_epoch(
     theta, velocity, average = expert.theta, expert.velocity, expert.average
     batches = order.split(min(spec.batch_size, count))
     for n, batch in enumerate(batches):
-        task.reporter.progress(done * len(batches) + n, total * len(batches), "expert step")
+        task.reporter.progress(done * len(batches) + n, total * len(batches), "expert steps")
         loss, gradient = core.gradient(theta, pixels[batch], targets[batch])
         velocity = velocity.mul(spec.momentum).add_(gradient).add_(theta, alpha=spec.weight_decay)
         theta = theta - spec.lr * velocity

@@ -66,7 +66,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
     stride = max(1, spec.iterations // CURVE_POINTS)
     while state.iteration < spec.iterations:
         try:
-            reporter.progress(state.iteration, spec.iterations, "iteration", "matching trajectories")
+            reporter.progress(state.iteration, spec.iterations, "iterations", "matching trajectories")
         except Stopped:
             _save(work, state)
             raise
@@ -78,7 +78,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
             _check(state, spec, first_rate)
         if saved.due():
             _save(work, state)
-    reporter.progress(spec.iterations, spec.iterations, "iteration", "matching trajectories")
+    reporter.progress(spec.iterations, spec.iterations, "iterations", "matching trajectories")
     return {"matching_loss": state.history[0], "learned_lr": state.history[1]}
 
 

@@ -28,7 +28,7 @@ def expert_losses(task: Task, material: Material) -> torch.Tensor:
     total = torch.zeros(len(images), dtype=torch.float64, device=task.device)
     with torch.no_grad():
         for expert in range(experts.num_experts):
-            task.reporter.progress(expert, experts.num_experts, "expert", "scoring images by their loss")
+            task.reporter.progress(expert, experts.num_experts, "experts", "scoring images by their loss")
             theta = experts.row(expert, 1).to(task.device)
             for at in range(0, len(images), CHUNK):
                 part = slice(at, at + CHUNK)

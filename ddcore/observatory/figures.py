@@ -47,4 +47,4 @@ def draw_figures(task: Task) -> dict[str, Any]:
 
 
 def _tell(task: Task, done: int) -> None:
-    task.reporter.progress(done, len(NAMES), "figure", NAMES[done] if done < len(NAMES) else "")
+    task.reporter.progress(done, len(NAMES), "figures", NAMES[done] if done < len(NAMES) else "")
