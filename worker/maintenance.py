@@ -55,6 +55,7 @@ class Maintenance:
 
     def __init__(self, settings: Settings, factory: sessionmaker[Session], app: Celery) -> None:
         self.settings, self.sessions, self.app = settings, factory, app
+        self._begun = False  # whether doorbells have been looked after once
         slow = min(5.0, settings.lease_seconds / 3)
         self.duties = [
             Duty("relay doorbells", RELAY_EVERY, self.relay),
@@ -70,7 +71,11 @@ class Maintenance:
 
     def ring_again(self) -> int:
         empty = self._empty_queues()
-        return transact(self.sessions, lambda s: outbox.ring_again(s, after=self.settings.ring_seconds, empty=empty))
+        # A service that was stopped begins again with an empty broker, and with steps that were handed back: they need not wait.
+        after = self.settings.ring_seconds if self._begun or len(empty) < len(QUEUES) else 0.0
+        count = transact(self.sessions, lambda s: outbox.ring_again(s, after=after, empty=empty))
+        self._begun = True
+        return count
 
     def _send(self, step_id: str, queue: str) -> None:
         self.app.send_task(TASK, args=[step_id], queue=queue)

@@ -83,6 +83,21 @@ def test_a_flushed_broker_is_seen_and_rung_again(loop: Maintenance, settings: Se
         assert client.llen("cpu") == 1
 
 
+def test_what_was_ready_when_the_service_stopped_is_rung_at_once(
+    loop: Maintenance, settings: Settings, engine: Engine, redis_url: str
+) -> None:
+    post(settings, engine, num_images=4, method={"name": "random"})
+    loop.relay()
+    patient = loop.settings.model_copy(update={"ring_seconds": 1000.0})
+    assert Maintenance(patient, loop.sessions, loop.app).ring_again() == 0, "the broker has its doorbell"
+    redis.from_url(redis_url).flushall()
+    again = Maintenance(patient, loop.sessions, loop.app)
+    assert again.ring_again() == 1
+    again.relay()
+    redis.from_url(redis_url).flushall()
+    assert again.ring_again() == 0, "later it waits as ever"
+
+
 def test_losing_every_doorbell_row_is_healed_too(loop: Maintenance, settings: Settings, engine: Engine) -> None:
     post(settings, engine, num_images=4, method={"name": "random"})
     transact(sessions(engine), lambda s: s.execute(delete(Doorbell)))
