@@ -1,6 +1,5 @@
 """Recorded trajectories, read row by row from the shards' memory-mapped files."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ class Trajectories:
     def __init__(self, shards: Sequence[Path]) -> None:
         self._rows: list[tuple[Any, int]] = []
         shapes = set()
-        self.info: dict[str, Any] = {}
         for folder in shards:
             path = folder / "experts.safetensors"
             try:
@@ -29,7 +27,6 @@ class Trajectories:
             count, *rest = array.get_shape()
             shapes.add(tuple(rest))
             self._rows += [(array, i) for i in range(count)]
-            self.info = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
         if len(shapes) != 1:
             raise DdcoreError("missing_input", f"shards of different shapes cannot be matched together: {sorted(shapes)}")
         self.num_experts = len(self._rows)

@@ -110,8 +110,9 @@ def _train_epoch(
 
 def _finish(task: Task, shard: Shard, student: StudentSpec, mean: list[float], std: list[float], first: int) -> dict[str, Any]:
     trajectories = torch.stack(shard.snapshots)
-    metadata = {"student": student.model_dump_json(), "mean": json.dumps(mean), "std": json.dumps(std)}
-    save_file({"trajectories": trajectories}, task.out / "experts.safetensors", metadata=metadata)
+    text = json.dumps({"student": student.model_dump(mode="json"), "mean": mean, "std": std})
+    # One entry: the library writes several in an order that changes from run to run.
+    save_file({"trajectories": trajectories}, task.out / "experts.safetensors", metadata={"potstill": text})
     (task.out / "history.json").write_text(json.dumps({"first": first, "loss": shard.losses}))
     for epoch in range(len(shard.losses[0])):
         task.reporter.metric("expert_loss", epoch + 1, sum(losses[epoch] for losses in shard.losses) / len(shard.losses))

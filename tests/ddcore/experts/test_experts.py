@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ddcore.data.images import Images, mean_std, normalise
@@ -63,7 +64,7 @@ def by_torch(world, index, **changes):
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            total += float(loss) * len(batch)
+            total += float(loss.detach()) * len(batch)
             thetas.append(torch.nn.utils.parameters_to_vector(net.parameters()).detach().clone())
         losses.append(total / COUNT)
     return torch.stack(thetas), losses
@@ -155,6 +156,8 @@ def test_the_file_says_what_a_reader_needs(world, tmp_path: Path):
     world(first=3)
     found = Trajectories([tmp_path / "out"])
     assert (found.num_experts, found.num_snapshots) == (2, EPOCHS + 1)
-    assert StudentSpec(**found.info["student"]) == StudentSpec(**STUDENT)
-    assert len(found.info["mean"]) == len(found.info["std"]) == 2
+    with safe_open(tmp_path / "out" / "experts.safetensors", framework="pt") as file:
+        said = json.loads(file.metadata()["potstill"])
+    assert StudentSpec(**said["student"]) == StudentSpec(**STUDENT)
+    assert len(said["mean"]) == len(said["std"]) == 2
     assert json.loads((tmp_path / "out" / "history.json").read_text())["first"] == 3

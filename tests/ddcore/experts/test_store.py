@@ -1,7 +1,5 @@
 """Trajectories of several shards read as one array."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,7 +11,7 @@ from ddcore.experts.store import Trajectories
 def shard(folder, count, snapshots=3, parameters=5):
     folder.mkdir()
     paths = torch.randn(count, snapshots, parameters)
-    save_file({"trajectories": paths}, folder / "experts.safetensors", metadata={"student": json.dumps({"depth": 2}), "mean": "[0.5]"})
+    save_file({"trajectories": paths}, folder / "experts.safetensors")
     return paths
 
 
@@ -22,7 +20,6 @@ def test_rows_of_all_shards_in_their_order(tmp_path):
     paths = torch.cat([shard(folder, count) for folder, count in zip(folders, (2, 1, 3), strict=True)])
     found = Trajectories(folders)
     assert (found.num_experts, found.num_snapshots, found.num_parameters) == (6, 3, 5)
-    assert found.info == {"student": {"depth": 2}, "mean": [0.5]}
     for expert in range(6):
         for snapshot in range(3):
             assert torch.equal(found.row(expert, snapshot), paths[expert, snapshot])
