@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddcore.errors import DdcoreError
 from ddcore.matching.adjoint import batches_of
-from ddcore.matching.cores import core_of
+from ddcore.matching.explicit import core_of
 from ddcore.networks.flat import FlatNetwork
 from ddcore.synthetic import SyntheticSet
 from ddcore.task import generator

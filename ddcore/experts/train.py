@@ -13,7 +13,8 @@ from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.images import load_dataset, mean_std, normalise
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Every
-from ddcore.matching.cores import Core, core_of
+from ddcore.matching.cores import Core
+from ddcore.matching.explicit import core_of
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.specs import ExpertsSpec, StudentSpec
 from ddcore.task import Task, generator

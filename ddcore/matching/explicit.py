@@ -1,7 +1,7 @@
-"""The inner step of an instance-norm ConvNet written out: its gradient, and that gradient's derivative along a direction, by hand.
+"""The derivative of an instance-norm ConvNet's gradient along a direction, written out by hand.
 
-Automatic differentiation twice over builds and walks a graph for every inner step; for a ConvNet both passes are short enough to
-write down. With l the inner loss, b a direction in parameter space and a dot for the derivative along it,
+Automatic differentiation twice over builds and walks a large graph for every inner step; for a ConvNet the passes are short enough
+to write down. With l the inner loss, b a direction in parameter space and a dot for the derivative along it,
 
     s(theta, x, y) = <grad_theta l, b> = l_dot
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
+from ddcore.matching.cores import Core
 from ddcore.networks.convnet import ConvNet
 from ddcore.networks.flat import FlatNetwork
 
@@ -42,39 +43,29 @@ class Block:
     alive: Tensor  # [z > 0] as floats, with the average pool's 1/4 folded in
 
 
-class ExplicitConvNet:
-    """Gradients of a `ConvNet` student without automatic differentiation; exact up to rounding."""
+def core_of(network: FlatNetwork) -> Core:
+    """The fastest exact core for `network`."""
+    module = network.module
+    plain = type(module) is ConvNet and module.linear is not None  # a subclass may compute something else
+    return ExplicitConvNet(network) if plain else Core(network)
+
+
+class ExplicitConvNet(Core):
+    """`pull_back` of a ConvNet without automatic differentiation; exact up to rounding.
+
+    The plain gradient stays with torch, whose fused norm is as fast on small maps and faster on large ones.
+    """
 
     def __init__(self, network: FlatNetwork) -> None:
+        super().__init__(network)
         module = network.module
         if not isinstance(module, ConvNet) or module.linear is None:
             raise TypeError(f"the explicit step knows ConvNet students only, not {type(module).__name__}")
-        self.network = network
         self.depth = len(module.blocks) // 4
 
     def _parts(self, theta: Tensor) -> list[Tensor]:
         parts = theta.split(self.network.sizes)
         return [part.view(shape) for part, shape in zip(parts, self.network.shapes, strict=True)]
-
-    def gradient(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Inner loss (scalar) and its gradient [P] at theta [P] for a batch x [b, c, h, w], y [b, d]."""
-        parts = self._parts(theta)
-        blocks, h = self._forward(parts, x)
-        features = h.flatten(1)
-        error = torch.addmm(parts[-1], features, parts[-2].t()) - y
-        loss = error.square().mean()
-        p = error * (2.0 / error.numel())
-        grads: list[Tensor] = [p.t() @ features, p.sum(0)]
-        p_h = (p @ parts[-2]).view_as(h)
-        for depth in reversed(range(self.depth)):
-            block = blocks[depth]
-            p_z = _unpool(p_h, block.alive)
-            p_u = _jacobian(block, block.scale * p_z)
-            weight = conv2d_weight(block.h, block.weight.shape, p_u, padding=1)
-            grads = [weight, torch.zeros_like(parts[4 * depth + 1]), (p_z * block.n).sum((0, 2, 3)), p_z.sum((0, 2, 3)), *grads]
-            if depth:
-                p_h = functional.conv_transpose2d(p_u, block.weight, padding=1)
-        return loss, torch.cat([g.reshape(-1) for g in grads])
 
     def _forward(self, parts: list[Tensor], x: Tensor) -> tuple[list[Block], Tensor]:
         blocks, h = [], x

@@ -9,7 +9,7 @@ import json
 import torch
 
 from ddcore.experts.store import Trajectories
-from ddcore.matching.cores import core_of
+from ddcore.matching.explicit import core_of
 from ddcore.matching.loop import State, match
 from ddcore.methods.inputs import Material
 from ddcore.networks.flat import build_student

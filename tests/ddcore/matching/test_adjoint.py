@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from ddcore.matching.adjoint import pull_back, run_inner
-from ddcore.matching.cores import AutogradCore, core_of, inner_loss
-from ddcore.matching.explicit import ExplicitConvNet
+from ddcore.matching.cores import Core, inner_loss
+from ddcore.matching.explicit import ExplicitConvNet, core_of
 from ddcore.matching.losses import normalised_distance
 from ddcore.networks.flat import build_student
 from ddcore.specs import StudentSpec
 from ddcore.task import generator
 
-CORES = {"autograd": AutogradCore, "explicit": ExplicitConvNet}
+CORES = {"autograd": Core, "explicit": ExplicitConvNet}
 
 
 def full_unroll(network, start, images, targets, rate, batches, momentum, goal):

@@ -14,7 +14,8 @@ from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
 from ddcore.matching import loop
 from ddcore.matching.adjoint import batches_of, run_inner
-from ddcore.matching.cores import core_of, inner_loss
+from ddcore.matching.cores import inner_loss
+from ddcore.matching.explicit import core_of
 from ddcore.matching.loop import State, match
 from ddcore.networks.flat import build_student
 from ddcore.specs import MKDTSpec, StudentSpec

@@ -14,7 +14,7 @@ from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
 from ddcore.experts.train import train_experts
 from ddcore.matching.adjoint import batches_of, run_inner
-from ddcore.matching.cores import core_of
+from ddcore.matching.explicit import core_of
 from ddcore.matching.losses import normalised_distance
 from ddcore.methods import METHODS, run_method
 from ddcore.methods.k_means import nearest
