@@ -15,9 +15,9 @@ from potstill.terminal import console, say
 DISTILL: dict[str, Any] = {"preset": "demo"}
 EVALUATE: dict[str, Any] = {
     "downstream": [{"train": "digits-train", "test": "digits-test"}],
-    "seeds": 8,
-    "label_fractions": [0.1],
-    "label_draws": 3,
+    "seeds": 12,
+    "label_fractions": [0.01, 0.05],
+    "label_draws": 5,
 }
 
 

@@ -127,5 +127,4 @@ def test_no_graph_outlives_a_step(core):
         return peak
 
     few, many = most_saved(4), most_saved(40)
-    assert few == many
-    assert (few > 0) == (core is Core)
+    assert few == many > 0
