@@ -159,8 +159,8 @@ def report(a: argparse.Namespace) -> None:
 
 
 def _show_report(report: dict[str, Any]) -> None:
-    for shared, rows, paired in comparisons(report):
-        console.print(table(shared, rows, paired))
+    for comparison in comparisons(report):
+        console.print(table(comparison))
 
 
 def presets(a: argparse.Namespace) -> None:

@@ -72,9 +72,9 @@ def _pictures(client: Client, job: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _tell(report: dict[str, Any], took: dict[str, float], seconds: float, folder: Path, pictures: list[Path]) -> None:
-    for shared, rows, paired in comparisons(report):
+    for comparison in comparisons(report):
         console.print()
-        console.print(table(shared, rows, paired))
+        console.print(table(comparison))
     times = ", ".join(f"{name} {duration(spent)}" for name, spent in took.items() if spent >= 0.05)
     say(f"\n[bold]Time[/]      {duration(seconds)} in all: {times}")
     say(f"[bold]Files[/]     {folder}/synthetic.safetensors (the synthetic set), {folder}/summary.json")

@@ -1,5 +1,6 @@
 """A report as a person reads it: one table of arms, and the small summary that the demo writes."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -12,38 +13,50 @@ ARMS = {
     "high_loss": "high-loss images",
     "none": "no pre-training",
 }
-KEYS = ("task", "network", "fraction", "probe")
-
 Row = dict[str, Any]
 
 
-def comparisons(report: dict[str, Any]) -> list[tuple[dict[str, Any], list[Row], dict[str, Row]]]:
-    """The report cut into comparisons of arms that differ in nothing else: (what they share, rows, paired difference by arm)."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that differ in nothing else: their accuracies by arm, and what the synthetic set gains on each."""
+
+    title: str
+    accuracy: dict[str, Row]
+    gains: dict[str, Row]
+
+
+def comparisons(report: dict[str, Any]) -> list[Comparison]:
+    """The report's headline, then its table cut into one comparison for each task, network, fraction of labels and probe."""
+    head = report["headline"]
+    found = [Comparison(f"{head['task']}: {head['probe']} probe, {head['measure']}", head["accuracy"], head["synthetic_minus"])]
+    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in report["table"]:
-        groups.setdefault(_key(row), []).append(row)
-    found = []
+        groups.setdefault(_key(row), {})[row["arm"]] = row
     for key, rows in groups.items():
-        paired = {pair["arm"]: pair for pair in report["paired"] if _key(pair) == key}
-        order = [arm for arm in ARMS if any(row["arm"] == arm for row in rows)]
-        found.append((dict(zip(KEYS, key, strict=True)), sorted(rows, key=lambda row: order.index(row["arm"])), paired))
+        gains = {pair["arm"]: pair for pair in (*report["paired"], *report["rounding_cost"]) if _key(pair) == key}
+        found.append(Comparison(_title(next(iter(rows.values()))), rows, gains))
     return found
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] if not isinstance(row[name], dict) else str(row[name]) for name in KEYS)
+    return tuple(row[name] for name in ("task", "network", "fraction", "probe"))
 
 
-def table(shared: dict[str, Any], rows: list[Row], paired: dict[str, Row]) -> Table:
+def _title(row: Row) -> str:
+    labels = "all labels" if row["probe"] == "knn" or row["fraction"] == 1 else f"{100 * row['fraction']:g} % of the labels"
+    return f"{row['task']}, {row['network']}: {row['probe']} on {labels}"
+
+
+def table(comparison: Comparison) -> Table:
     """Accuracies of one comparison, each beside what the synthetic set gains on it."""
-    labels = "all labels" if shared["probe"] == "knn" or shared["fraction"] == 1 else f"{100 * shared['fraction']:g} % of the labels"
-    out = Table(title=f"{shared['task']}: {shared['probe']} on {labels}", title_justify="left", title_style="bold")
+    out = Table(title=comparison.title, title_justify="left", title_style="bold")
     out.add_column("pre-trained on")
     for name in ("accuracy %", "n", "synthetic gains (95 % interval)"):
         out.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    for arm in sorted(comparison.accuracy, key=list(ARMS).index):
+        row = comparison.accuracy[arm]
         accuracy = f"{row['mean']:.2f}" + (f" ± {row['std']:.2f}" if row["std"] is not None else "")
-        out.add_row(ARMS.get(row["arm"], row["arm"]), accuracy, str(row["n"]), gain(paired.get(row["arm"])))
+        out.add_row(ARMS[arm], accuracy, str(row["n"]), gain(comparison.gains.get(arm)))
     return out
 
 
@@ -56,10 +69,10 @@ def gain(pair: Row | None) -> str:
 
 
 def summary(report: dict[str, Any], seconds: float, synthetic_set: str) -> dict[str, Any]:
-    """The report's first comparison by linear probe, in the few numbers of `summary.json`; accuracies in percent."""
-    _, rows, paired = next(one for one in comparisons(report) if one[0]["probe"] != "knn")
-    arms = {row["arm"]: _rounded(row, "mean", "std", "n") for row in rows if row["arm"] != "synthetic_8bit"}
-    against_random = _rounded(paired["random"], "mean", "low", "high")
+    """The report's headline in the few numbers of `summary.json`; accuracies in percent."""
+    head = report["headline"]
+    arms = {arm: _rounded(row, "mean", "std", "n") for arm, row in head["accuracy"].items() if arm != "synthetic_8bit"}
+    against_random = _rounded(head["synthetic_minus"]["random"], "mean", "low", "high")
     return {**arms, "paired_difference_to_random": against_random, "seconds": round(seconds, 1), "synthetic_set": synthetic_set}
 
 

@@ -61,7 +61,7 @@ def test_demo_leaves_the_set_the_pictures_and_the_summary(
     assert json.loads((tmp_path / "synthetic.safetensors").read_text()) == "the set"
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["losses.png"]
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["paired_difference_to_random"] == {"mean": 3.5, "low": 3.2, "high": 3.8}
+    assert summary["paired_difference_to_random"] == {"mean": 5.0, "low": 4.8, "high": 5.2}
     assert summary["synthetic_set"] == str(tmp_path / "synthetic.safetensors")
     assert json.loads(service.requests[3][2])["synthetic_set"] == "syn_1"
     out = capsys.readouterr().out
