@@ -19,6 +19,7 @@ from ddcore.specs import MKDTSpec
 CHECKPOINT_SECONDS = 60.0
 CURVE_POINTS = 300
 RATE_BOUND = 30.0  # the learned rate stays within this factor of where it began
+RATE_CHANGE = 1.2  # and moves by at most this factor in one iteration: its gradient's size depends on the problem, and may be huge
 LOOK_EVERY = 25  # iterations between two looks at the device: for the guards and the curve
 MAX_SKIPPED = 0.05  # share of windows that may be skipped as not finite before the run is called diverged
 FREE_SKIPS = 10  # as many are forgiven at any length, if they are less than half of all
@@ -94,8 +95,9 @@ def _iterate(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, fi
     run = run_inner(core, start, state.images, state.targets, state.rate, batches, spec.inner_momentum)
     loss, end = normalised_distance(run.thetas[-1], start, goal)
     gradients = pull_back(core, run, state.images, state.targets, state.rate, end, spec.inner_momentum)
+    before = state.rate.clone()
     _step(state, gradients, loss)
-    state.rate.clamp_(first_rate / RATE_BOUND, first_rate * RATE_BOUND)
+    state.rate.clamp_(before / RATE_CHANGE, before * RATE_CHANGE).clamp_(first_rate / RATE_BOUND, first_rate * RATE_BOUND)
     return loss
 
 
