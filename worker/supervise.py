@@ -36,6 +36,7 @@ class _Watch:
     next_beat: float
     why: Why | None = None  # the reason it was first asked to end
     missed: bool = False  # a heartbeat found the lease gone
+    away: bool = False  # the last heartbeat found no database
     kill_at: float = math.inf
     killed_at: float = math.inf
 
@@ -97,10 +98,15 @@ class Supervisor:
         try:
             answer = transact(self.sessions, lambda s: claims.heartbeat(s, watch.step_id, watch.attempt, lease_seconds=lease))
         except AWAY as error:
-            log.warning("heartbeat failed: %s", type(error).__name__, extra=watch.ids)
+            if not watch.away:
+                log.warning("heartbeats fail: %s", (str(error).splitlines() or [type(error).__name__])[0], extra=watch.ids)
+            watch.away = True
             watch.next_beat = now + min(1.0, self.settings.heartbeat_seconds)
             return
         watch.next_beat = now + self.settings.heartbeat_seconds
+        if watch.away:
+            log.info("heartbeats work again", extra=watch.ids)
+            watch.away = False
         if answer == "cancel" and watch.why is None:
             self._stop(watch, "cancel", now)
         elif answer == "lost" and watch.why != "lost":

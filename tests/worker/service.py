@@ -23,7 +23,7 @@ from ddcore.specs import DistillSpec
 from jobs import catalogue, database
 from jobs.create import create_distill
 from jobs.database import sessions, transact
-from jobs.models import JobStep, Step
+from jobs.models import Event, JobStep, Step
 from jobs.settings import Settings
 from jobs.store import Store
 
@@ -124,6 +124,11 @@ class Service:
         step = self.step(step_id)
         assert step.state == state, f"{step.state}: {step.error_detail}"
         return step
+
+    def failure(self, step_id: str) -> dict[str, Any]:
+        """What the one failed attempt of a step was said to have died of."""
+        with database.readers(self.engine)() as session:
+            return session.scalars(select(Event.data).where(Event.step_id == step_id, Event.type == "step_retried")).one()
 
     def stop(self) -> None:
         for process in self.processes.values():
