@@ -114,11 +114,11 @@ PRESETS: dict[str, dict[str, Any]] = {
             "augment": {"crop_scale": [0.3, 1.0], "jitter_strength": 0.4},
         },
         "student": {"depth": 3, "width": 16},
-        "experts": {"num": 4, "per_shard": 1, "batch_size": 128, "lr": 0.3, "momentum": 0.9, "ema": 0.98},
+        "experts": {"num": 8, "per_shard": 2, "batch_size": 128, "lr": 0.3, "momentum": 0.9, "ema": 0.98},
         "method": {
             "name": "mkdt",
             "init": "k_means",
-            "iterations": 200,
+            "iterations": 400,
             "inner_steps": 10,
             "expert_epochs": 1,
             "max_start_epoch": 1,
