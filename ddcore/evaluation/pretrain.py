@@ -13,6 +13,7 @@ from ddcore.matching.explicit import core_of
 from ddcore.networks.flat import FlatNetwork
 from ddcore.synthetic import SyntheticSet
 from ddcore.task import generator
+from ddcore.threads import threads_for
 
 CHECK_EVERY = 25  # steps between two looks at the loss: each look waits for the device
 
@@ -51,19 +52,20 @@ def pretrain(
     batches = batches_of(len(images), settings["batch_size"], settings["steps"], generator(seed, "batches"))
     velocity, first, last = torch.zeros_like(theta), None, float("nan")
     core = core_of(network)
-    for step, batch in enumerate(batches, start=1):
-        tick(f"pre-training on {arm}")
-        rows = batch.to(device)
-        loss, gradient = core.gradient(theta, images[rows], targets[rows])
-        velocity = settings["momentum"] * velocity + gradient + settings["weight_decay"] * theta
-        theta = theta - rate * velocity
-        if step == 1 or step == len(batches) or step % CHECK_EVERY == 0:
-            last = float(loss)
-            first = last if first is None else first
-            if not torch.isfinite(theta).all():
-                raise DdcoreError(
-                    "diverged",
-                    f"pre-training on arm {arm!r} gave numbers that are not finite by step {step} at rate {rate:.4g} (seed {seed})",
-                    "give a smaller pretrain.lr, or smaller multiples in pretrain.lr_grid",
-                )
+    with threads_for(network, len(batches[0])):
+        for step, batch in enumerate(batches, start=1):
+            tick(f"pre-training on {arm}")
+            rows = batch.to(device)
+            loss, gradient = core.gradient(theta, images[rows], targets[rows])
+            velocity = settings["momentum"] * velocity + gradient + settings["weight_decay"] * theta
+            theta = theta - rate * velocity
+            if step == 1 or step == len(batches) or step % CHECK_EVERY == 0:
+                last = float(loss)
+                first = last if first is None else first
+                if not torch.isfinite(theta).all():
+                    raise DdcoreError(
+                        "diverged",
+                        f"pre-training on arm {arm!r} gave numbers that are not finite by step {step} at rate {rate:.4g} (seed {seed})",
+                        "give a smaller pretrain.lr, or smaller multiples in pretrain.lr_grid",
+                    )
     return Pretrained(theta, first, last)

@@ -18,6 +18,7 @@ from ddcore.matching.explicit import core_of
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.specs import ExpertsSpec, StudentSpec
 from ddcore.task import Task, generator
+from ddcore.threads import threads_for
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -42,6 +43,20 @@ class Expert:
     random: torch.Generator
 
 
+@dataclass(frozen=True)
+class Regression:
+    """What an expert learns, all on the device: images uint8 [n, c, h, w], their targets [n, d], the normalisation of pixels."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    mean: list[float]
+    std: list[float]
+
+    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images float32 [b, c, h, w] and targets [b, d]."""
+        return normalise(self.images[rows], self.mean, self.std), self.targets[rows]
+
+
 def train_experts(task: Task) -> dict[str, Any]:
     """Step `experts`: writes `experts.safetensors` (trajectories float32 [count, epochs + 1, P]) and `history.json`."""
     spec, student = ExpertsSpec(**task.params["experts"]), StudentSpec(**task.params["student"])
@@ -50,9 +65,13 @@ def train_experts(task: Task) -> dict[str, Any]:
     targets = load_file(task.input("targets") / "targets.safetensors")["targets"].to(task.device)
     mean, std = mean_std(data.images)
     network = build_student(student, tuple(images.shape[1:]), targets.shape[1]).to(task.device)
-    pixels = normalise(images, mean, std)
-    first, count, epochs = task.params["first"], task.params["count"], task.params["epochs"]
+    with threads_for(network, min(spec.batch_size, len(images))):
+        shard = _train_shard(task, network, spec, Regression(images, targets, mean, std))
+    return _finish(task, shard, student, mean, std)
 
+
+def _train_shard(task: Task, network: FlatNetwork, spec: ExpertsSpec, data: Regression) -> Shard:
+    first, count, epochs = task.params["first"], task.params["count"], task.params["epochs"]
     shard, current = _resume(task.work, network)
     core, saved = core_of(network), Every(CHECKPOINT_SECONDS)
     for index in range(first + len(shard.snapshots), first + count):
@@ -62,7 +81,7 @@ def train_experts(task: Task) -> dict[str, Any]:
             place = (index - first) * epochs + len(expert.losses), count * epochs
             before = expert.random.get_state()
             try:
-                _train_epoch(task, core, expert, spec, pixels, targets, *place)
+                _train_epoch(task, core, expert, spec, data, *place)
             except Stopped:
                 expert.random.set_state(before)  # the rest of the expert changes only when an epoch is whole
                 _save(task.work, shard, expert)
@@ -71,7 +90,7 @@ def train_experts(task: Task) -> dict[str, Any]:
                 _save(task.work, shard, expert)
         shard.snapshots.append(torch.stack(expert.snapshots))
         shard.losses.append(expert.losses)
-    return _finish(task, shard, student, mean, std, first)
+    return shard
 
 
 def _begin(network: FlatNetwork, seed: int, index: int, device: torch.device) -> Expert:
@@ -81,17 +100,15 @@ def _begin(network: FlatNetwork, seed: int, index: int, device: torch.device) ->
     return Expert(theta, torch.zeros_like(theta), theta.clone(), [theta.cpu().clone()], [], random)
 
 
-def _train_epoch(
-    task: Task, core: Core, expert: Expert, spec: ExpertsSpec, pixels: torch.Tensor, targets: torch.Tensor, done: int, total: int
-) -> None:
-    count = len(pixels)
-    order = torch.randperm(count, generator=expert.random).to(pixels.device)
-    loss_sum = torch.zeros((), device=pixels.device)
+def _train_epoch(task: Task, core: Core, expert: Expert, spec: ExpertsSpec, data: Regression, done: int, total: int) -> None:
+    count = len(data.images)
+    order = torch.randperm(count, generator=expert.random).to(data.images.device)
+    loss_sum = torch.zeros((), device=data.images.device)
     theta, velocity, average = expert.theta, expert.velocity, expert.average
     batches = order.split(min(spec.batch_size, count))
     for n, batch in enumerate(batches):
         task.reporter.progress(done * len(batches) + n, total * len(batches), "expert steps")
-        loss, gradient = core.gradient(theta, pixels[batch], targets[batch])
+        loss, gradient = core.gradient(theta, *data.batch(batch))
         velocity = velocity.mul(spec.momentum).add_(gradient).add_(theta, alpha=spec.weight_decay)
         theta = theta - spec.lr * velocity
         if spec.ema is not None:
@@ -109,12 +126,14 @@ def _train_epoch(
     expert.snapshots.append((expert.average if spec.ema is not None else expert.theta).cpu().clone())
 
 
-def _finish(task: Task, shard: Shard, student: StudentSpec, mean: list[float], std: list[float], first: int) -> dict[str, Any]:
+def _finish(task: Task, shard: Shard, student: StudentSpec, mean: list[float], std: list[float]) -> dict[str, Any]:
     trajectories = torch.stack(shard.snapshots)
+    if not torch.isfinite(trajectories).all():
+        raise DdcoreError("diverged", "an expert's parameters became infinite in its last step", "lower experts.lr or experts.momentum")
     text = json.dumps({"student": student.model_dump(mode="json"), "mean": mean, "std": std})
     # One entry: the library writes several in an order that changes from run to run.
     save_file({"trajectories": trajectories}, task.out / "experts.safetensors", metadata={"potstill": text})
-    (task.out / "history.json").write_text(json.dumps({"first": first, "loss": shard.losses}))
+    (task.out / "history.json").write_text(json.dumps({"first": task.params["first"], "loss": shard.losses}))
     for epoch in range(len(shard.losses[0])):
         task.reporter.metric("expert_loss", epoch + 1, sum(losses[epoch] for losses in shard.losses) / len(shard.losses))
     moved = (trajectories[:, -1] - trajectories[:, 0]).norm(dim=1).mean()

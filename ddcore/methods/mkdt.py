@@ -16,6 +16,7 @@ from ddcore.networks.flat import build_student
 from ddcore.specs import MKDTSpec, StudentSpec
 from ddcore.synthetic import SyntheticSet, load_synthetic
 from ddcore.task import Task, generator
+from ddcore.threads import threads_for
 
 
 def distill(task: Task, material: Material) -> SyntheticSet:
@@ -31,7 +32,8 @@ def distill(task: Task, material: Material) -> SyntheticSet:
         rate.to(task.device),
         generator(task.params["seed"], "matching"),
     )
-    curves = match(core_of(network), Trajectories(task.inputs["experts"]), spec, state, task.work, task.reporter)
+    with threads_for(network, min(spec.batch_size, len(begun.images))):
+        curves = match(core_of(network), Trajectories(task.inputs["experts"]), spec, state, task.work, task.reporter)
     (task.out / "history.json").write_text(json.dumps(curves))
     if skipped := int(state.skipped):
         task.reporter.note(f"{skipped} of {spec.iterations} windows were skipped: their loss or gradient was not finite")

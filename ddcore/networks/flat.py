@@ -12,12 +12,15 @@ from ddcore.specs import StudentSpec
 
 
 class FlatNetwork:
-    """Wraps a module without buffers so that it is called as `network(theta, x)` with theta of shape [num_parameters]."""
+    """Wraps a module without buffers so that it is called as `network(theta, x)` with theta of shape [num_parameters].
 
-    def __init__(self, module: nn.Module) -> None:
+    largest_map: floats of an image's largest feature map, if known.
+    """
+
+    def __init__(self, module: nn.Module, largest_map: int | None = None) -> None:
         if any(True for _ in module.buffers()):
             raise ValueError("a matched student has parameters only: running statistics are no function of them")
-        self.module = module
+        self.module, self.largest_map = module, largest_map
         self.names = [name for name, _ in module.named_parameters()]
         self.shapes = [tuple(p.shape) for p in module.parameters()]
         self.sizes = [math.prod(shape) for shape in self.shapes]
@@ -77,4 +80,4 @@ class _Features(nn.Module):
 def build_student(spec: StudentSpec, image_shape: Sequence[int], out_dim: int) -> FlatNetwork:
     """The student of `spec` for images of shape (c, h, w) and targets of `out_dim` dimensions."""
     channels, height, width = image_shape
-    return FlatNetwork(ConvNet(channels, height, width, out_dim, spec.depth, spec.width))
+    return FlatNetwork(ConvNet(channels, height, width, out_dim, spec.depth, spec.width), spec.width * height * width)

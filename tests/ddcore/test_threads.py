@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from ddcore.networks.flat import FlatNetwork, build_student
+from ddcore.specs import StudentSpec
+from ddcore.threads import SMALL, threads_for
+
+
+@pytest.fixture(autouse=True)
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("batch_size", "inside"), [(1, 1), (SMALL // (8 * 64), 1), (SMALL // (8 * 64) + 1, 3)])
+def test_one_thread_inside_for_small_maps_only(batch_size, inside):
+    with threads_for(build_student(StudentSpec(depth=2, width=8), (1, 8, 8), 4), batch_size):
+        assert torch.get_num_threads() == inside
+    assert torch.get_num_threads() == 3
+
+
+def test_a_network_of_unknown_size_keeps_its_threads():
+    with threads_for(FlatNetwork(torch.nn.Linear(2, 2)), 1):
+        assert torch.get_num_threads() == 3
+
+
+def test_threads_are_given_back_after_an_error():
+    with pytest.raises(KeyError), threads_for(build_student(StudentSpec(depth=1, width=4), (1, 4, 4), 2), 1):
+        raise KeyError
+    assert torch.get_num_threads() == 3
