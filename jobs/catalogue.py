@@ -83,8 +83,12 @@ def add_upload(session: Session, store: Store, upload: Upload, name: str, *, max
 
 
 def find(session: Session, ref: str) -> Dataset:
-    """The dataset with this id, else the latest with this name. Raises `UnknownDataset`."""
-    dataset = session.get(Dataset, ref) or session.scalar(select(Dataset).where(Dataset.name == ref).order_by(Dataset.id.desc()).limit(1))
+    """The dataset with this id, else the latest upload with this name, else the built-in. Raises `UnknownDataset`.
+
+    Who uploads their copy of a public data set under its usual name means that copy from then on.
+    """
+    named = select(Dataset).where(Dataset.name == ref).order_by(Dataset.origin == "builtin", Dataset.id.desc()).limit(1)
+    dataset = session.get(Dataset, ref) or session.scalar(named)
     if dataset is None:
         names = session.scalars(select(Dataset.name).distinct())
         raise UnknownDataset(ref, difflib.get_close_matches(ref, list(names), n=5, cutoff=0.4))
@@ -125,8 +129,8 @@ def _state(dataset: Dataset, step: Step | None) -> DatasetState:
 def _check_name(name: str) -> None:
     if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
         raise DdcoreError("bad_dataset", f"{name!r} cannot name a dataset", f"1 to {LONGEST_NAME} printable characters")
-    if name in builtins.BUILTINS or name.startswith("ds_"):
-        raise DdcoreError("bad_dataset", f"the name {name!r} is taken by a built-in dataset or looks like an id", "choose another name")
+    if name.startswith("ds_"):
+        raise DdcoreError("bad_dataset", f"the name {name!r} looks like an id", "choose another name")
 
 
 def _row(session: Session, id: str, facts: DatasetFacts, origin: str, classes: Collection[str] | None) -> Dataset:

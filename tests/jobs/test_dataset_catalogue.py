@@ -107,6 +107,14 @@ def test_a_name_means_the_latest_dataset_that_has_it(world: World) -> None:
     assert world.database.read(lambda s: find(s, first.id).id) == first.id
 
 
+def test_an_upload_with_a_built_in_name_is_what_the_name_means(world: World) -> None:
+    built_in = world.database.read(lambda s: find(s, "cifar10-train").id)
+    own = upload(world, "cifar10-train").id
+    assert own != built_in
+    assert world.database.read(lambda s: find(s, "cifar10-train").id) == own
+    assert world.database.read(lambda s: find(s, built_in).id) == built_in
+
+
 def test_an_unknown_name_lists_close_ones(world: World) -> None:
     with pytest.raises(UnknownDataset) as refused:
         world.database.read(lambda s: find(s, "digit-train"))
@@ -117,7 +125,7 @@ def test_an_unknown_name_lists_close_ones(world: World) -> None:
     assert (problem.loc, problem.given, "digits-train" in str(problem.allowed)) == (("dataset",), "digit-train", True)
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\nb", "digits-train", "ds_mine"])
+@pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\nb", "ds_mine"])
 def test_names_that_would_confuse_are_refused(world: World, name: str) -> None:
     found = read_upload(world.store, archive(world.folder))
     with pytest.raises(DdcoreError, match="nam") as refused:
