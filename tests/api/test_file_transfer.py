@@ -158,7 +158,7 @@ def test_upload_of_a_dataset(client: TestClient, refused: Refused, worker: FakeW
     [
         ({"file": ("a.zip", b"not a zip")}, {}, 422, "bad_dataset", "file"),
         ({"file": ("a.zip", zip_of()[:-40])}, {}, 422, "bad_dataset", "file"),
-        ({"file": ("a.zip", zip_of())}, {"name": "digits-train"}, 422, "bad_dataset", "name"),
+        ({"file": ("a.zip", zip_of())}, {"name": "ds_mine"}, 422, "bad_dataset", "name"),
         ({"file": ("a.zip", zip_of())}, {"name": "a\tb"}, 422, "invalid_request", "name"),
         ({"file": ("a.zip", b"x" * 200_001)}, {}, 413, "too_large", None),
         ({"file": ("a.zip", b"x" * 400_000)}, {}, 413, "too_large", None),
