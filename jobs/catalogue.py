@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from ddcore.data import builtins
 from ddcore.data.archives import ArchiveFacts, Limits, inspect
 from ddcore.errors import DdcoreError
-from ddcore.plan import DatasetFacts, plan_dataset
+from ddcore.plan import DatasetFacts, digest, plan_dataset
 from jobs.bodies import Error
 from jobs.database import lock_graph, now
 from jobs.errors import UnknownDataset
@@ -63,6 +63,7 @@ def read_upload(store: Store, path: Path, max_images: int | None = None) -> Uplo
 def add_upload(session: Session, store: Store, upload: Upload, name: str, *, max_attempts: int = 3) -> Dataset:
     """Add a dataset and the step that reads it. The same bytes again are the same dataset, read again if it was rejected.
 
+    It keeps its first name, and is found by the new one as well: each name given to the bytes leaves an artifact of kind archive.
     Raises `DdcoreError` bad_dataset for a name that cannot be used.
     """
     lock_graph(session)
@@ -72,8 +73,10 @@ def add_upload(session: Session, store: Store, upload: Upload, name: str, *, max
     dataset = session.scalar(select(Dataset).where(Dataset.digest == facts.digest))
     if dataset is None:
         dataset = _row(session, new_id("ds"), facts, "upload", found.classes)
-        blob = {"sha256": upload.blob.sha256, "size": upload.blob.size}
         session.add(dataset)
+        session.flush()
+    if _uploaded(session, name) is not dataset:
+        blob = {"sha256": upload.blob.sha256, "size": upload.blob.size}
         session.add(Artifact(id=new_id("art"), name=name, kind="archive", media_type="application/zip", created_at=now(session), **blob))
         session.flush()
     plan = plan_dataset(facts)
@@ -87,12 +90,19 @@ def find(session: Session, ref: str) -> Dataset:
 
     Who uploads their copy of a public data set under its usual name means that copy from then on.
     """
-    named = select(Dataset).where(Dataset.name == ref).order_by(Dataset.origin == "builtin", Dataset.id.desc()).limit(1)
-    dataset = session.get(Dataset, ref) or session.scalar(named)
+    builtin = select(Dataset).where(Dataset.origin == "builtin", Dataset.name == ref)
+    dataset = session.get(Dataset, ref) or _uploaded(session, ref) or session.scalar(builtin)
     if dataset is None:
         names = session.scalars(select(Dataset.name).distinct())
         raise UnknownDataset(ref, difflib.get_close_matches(ref, list(names), n=5, cutoff=0.4))
     return dataset
+
+
+def _uploaded(session: Session, name: str) -> Dataset | None:
+    """The dataset of the latest upload under this name."""
+    archives = select(Artifact.sha256).where(Artifact.step_id.is_(None), Artifact.name == name, Artifact.kind == "archive")
+    sha256 = session.scalar(archives.order_by(Artifact.id.desc()).limit(1))
+    return None if sha256 is None else session.scalar(select(Dataset).where(Dataset.digest == digest({"archive": sha256})))
 
 
 def facts(dataset: Dataset) -> DatasetFacts:

@@ -94,10 +94,10 @@ def test_an_upload_is_stored_and_validated_without_any_job(world: World) -> None
 
 def test_the_same_bytes_are_the_same_dataset_also_at_once(world: World) -> None:
     found = read_upload(world.store, archive(world.folder))
-    ids = at_once([lambda n=n: world.database.write(lambda s: add_upload(s, world.store, found, f"name {n}")).id for n in range(4)])
+    ids = at_once([lambda n=n: world.database.write(lambda s: add_upload(s, world.store, found, f"name {n % 2}")).id for n in range(4)])
     assert len(set(ids)) == 1
     rows = world.database.read(lambda s: [s.scalar(select(func.count()).select_from(table)) for table in (Step, Artifact)])
-    assert rows == [1, 1]
+    assert rows == [1, 2], "one step, and a mark of each of the two names"
     assert upload(world, "other", seed=1).id != ids[0]
 
 
@@ -105,6 +105,14 @@ def test_a_name_means_the_latest_dataset_that_has_it(world: World) -> None:
     first, second = upload(world), upload(world, seed=1)
     assert world.database.read(lambda s: find(s, "mine").id) == second.id
     assert world.database.read(lambda s: find(s, first.id).id) == first.id
+    assert upload(world).id == first.id
+    assert world.database.read(lambda s: find(s, "mine").id) == first.id, "its upload is the latest now"
+
+
+def test_bytes_that_are_here_already_are_found_by_their_new_name_too(world: World) -> None:
+    first = upload(world)
+    assert upload(world, "yours").id == first.id
+    assert [world.database.read(lambda s, name=name: find(s, name).id) for name in ("mine", "yours")] == [first.id] * 2
 
 
 def test_an_upload_with_a_built_in_name_is_what_the_name_means(world: World) -> None:
