@@ -5,7 +5,6 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -72,15 +71,6 @@ class Store:
         with self.path(sha256).open("rb") as reader:
             return hashlib.file_digest(reader, "sha256").hexdigest() == sha256
 
-    def open_range(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """`length` bytes from `start` (all that follow when None), in pieces. Raises `NotFound` at once, not at the first piece."""
-        try:
-            reader = self.path(sha256).open("rb")
-        except FileNotFoundError as error:
-            raise NotFound("file", sha256) from error
-        reader.seek(start)
-        return _pieces(reader, length)
-
     def place(self, sha256: str, at: Path) -> None:
         """Make the file appear at `at`, without a copy where the file system allows; nobody may write to it. Raises `NotFound`."""
         source = self.path(sha256)
@@ -103,17 +93,6 @@ def _copy(reader: IO[bytes], writer: IO[bytes]) -> Blob:
     os.fsync(writer.fileno())
     os.fchmod(writer.fileno(), 0o444)
     return Blob(digest.hexdigest(), size)
-
-
-def _pieces(reader: IO[bytes], length: int | None) -> Iterator[bytes]:
-    with reader:
-        left = length
-        while left is None or left > 0:
-            piece = reader.read(PIECE if left is None else min(PIECE, left))
-            if not piece:
-                return
-            left = None if left is None else left - len(piece)
-            yield piece
 
 
 def _flush_folder(folder: Path) -> None:

@@ -24,16 +24,13 @@ def _file(folder: Path, content: bytes, name: str = "source") -> Path:
     return path
 
 
-def test_a_file_is_named_by_its_bytes_and_read_in_ranges(store: Store, tmp_path: Path) -> None:
+def test_a_file_is_named_by_its_bytes(store: Store, tmp_path: Path) -> None:
     content = os.urandom(PIECE + 1000)
     blob = store.put(_file(tmp_path, content))
     assert (blob.sha256, blob.size) == (hashlib.sha256(content).hexdigest(), len(content))
     assert store.exists(blob.sha256)
     assert store.size(blob.sha256) == len(content)
     assert store.verify(blob.sha256)
-    assert b"".join(store.open_range(blob.sha256)) == content
-    assert b"".join(store.open_range(blob.sha256, 10, 20)) == content[10:30]
-    assert b"".join(store.open_range(blob.sha256, len(content) - 5, 100)) == content[-5:]
     assert not stat.S_IMODE(store.path(blob.sha256).stat().st_mode) & 0o222, "nobody is meant to write to it"
 
 
@@ -79,7 +76,7 @@ def test_what_is_not_there_is_said_at_once(store: Store, tmp_path: Path) -> None
     nothing = "0" * 64
     assert not store.exists(nothing)
     assert not store.verify(nothing)
-    for ask in (lambda: store.open_range(nothing), lambda: store.size(nothing), lambda: store.place(nothing, tmp_path / "x")):
+    for ask in (lambda: store.size(nothing), lambda: store.place(nothing, tmp_path / "x")):
         with pytest.raises(NotFound):
             ask()
 
