@@ -156,7 +156,7 @@ async def on_jobs_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, JobsError)
     code = next((code for kind, code in _OF_JOBS if isinstance(exc, kind)), "bad_request")
     detail = with_hint(exc)
-    errors = [Problem(("cursor",), exc.detail)] if code == "invalid_request" else []
+    errors = [Problem(("cursor",), exc.detail, request.query_params.get("cursor"), exc.hint)] if code == "invalid_request" else []
     return problem_response(request.state.request_id, code, detail, errors)
 
 

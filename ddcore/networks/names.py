@@ -43,6 +43,6 @@ def check_backbone(teacher: TeacherSpec) -> list[Problem]:
 
 
 def _problem(what: str, given: str, known: Iterable[str], otherwise: str) -> Problem:
-    close = difflib.get_close_matches(given, list(known), n=MOST_NAMED, cutoff=0.5)
+    close = difflib.get_close_matches(given, list(dict.fromkeys(known)), n=MOST_NAMED, cutoff=0.5)  # resnet18 is ours and timm's
     near = f"; did you mean {close[0]}?" if close else ""
     return Problem(("teacher", "backbone", "name"), what + near, given, ", ".join(close) or otherwise)

@@ -156,6 +156,12 @@ def test_every_refusal_is_a_problem(client: TestClient, refused: Refused, method
     refused(client.request(method, path), status, code)
 
 
+def test_a_cursor_that_is_none_is_repeated_with_what_is_allowed(client: TestClient, refused: Refused) -> None:
+    (error,) = refused(client.get("/jobs?cursor=nonsense"), 422, "invalid_request")["errors"]
+    assert (error["field"], error["given"]) == ("cursor", "nonsense")
+    assert "next_cursor" in error["allowed"]
+
+
 def test_near_miss_of_a_dataset_is_suggested(client: TestClient, refused: Refused) -> None:
     assert "digits-train" in refused(client.get("/datasets/digits-trian"), 404, "not_found")["detail"]
 

@@ -51,6 +51,7 @@ def test_names_that_are_not_come_with_near_ones(source: str | None, name: str, s
     assert problem.given == name
     assert said in problem.message
     assert close in problem.allowed
+    assert len(set(problem.allowed.split(", "))) == len(problem.allowed.split(", "))
 
 
 def _teacher(source: str | None, name: str) -> TeacherSpec:
