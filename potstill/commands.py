@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from potstill import demo
 from potstill.client import ENDED, Client
@@ -20,6 +20,8 @@ from potstill.progress import display, stages
 from potstill.stack import Stack
 from potstill.tables import comparisons, table
 from potstill.terminal import console, say
+
+ID_LENGTH = 30  # characters of an id, at most
 
 
 def up(a: argparse.Namespace) -> None:
@@ -55,12 +57,18 @@ def upload(a: argparse.Namespace) -> None:
 
 
 def datasets(a: argparse.Namespace) -> None:
-    out = Table("id", "name", "state", "images", "classes", "shape", box=None)
+    name, shape = Column("name", overflow="fold", min_width=16), Column("shape", overflow="fold")
+    out = Table(_id_column(), name, "state", "images", "classes", shape, box=None, padding=(0, 1, 0, 0))
     with Client(a.url) as client:
         for one in client.datasets():
-            shape = "x".join(map(str, one["image_shape"] or []))
-            out.add_row(one["id"], one["name"], one["state"], str(one["num_images"] or ""), str(one["num_classes"] or ""), shape)
+            size = "x".join(map(str, one["image_shape"] or []))
+            out.add_row(one["id"], one["name"], one["state"], str(one["num_images"] or ""), str(one["num_classes"] or ""), size)
     console.print(out)
+
+
+def _id_column() -> Column:
+    """Never cut short: it is there to be copied."""
+    return Column("id", no_wrap=True, min_width=ID_LENGTH)
 
 
 def distill(a: argparse.Namespace) -> None:
@@ -121,10 +129,10 @@ def _show_job(job: dict[str, Any]) -> None:
 
 
 def jobs(a: argparse.Namespace) -> None:
-    out = Table("id", "kind", "state", "phase", "created", box=None)
+    out = Table(_id_column(), "kind", "state", "phase", "created", box=None)
     with Client(a.url) as client:
         for job in client.jobs(kind=a.kind, state=a.state, label=a.label, limit=a.limit):
-            out.add_row(job["id"], job["kind"], job["state"], escape(job["phase"] or ""), job["created_at"][:19])
+            out.add_row(job["id"], job["kind"], job["state"], escape(job["phase"] or ""), job["created_at"][:19].replace("T", " "))
     console.print(out)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from potstill.cli import main
 from potstill.stack import free_port
+from potstill.terminal import console
 from tests.potstill.conftest import Service
 
 STEP = {"name": "distill", "kind": "distill", "state": "running", "cached": False, "started_at": None, "finished_at": None}
@@ -100,3 +101,22 @@ def test_status_shows_stages_and_results(service: Service, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "distill job_1: succeeded" in out
     assert "synthetic_set: syn_1" in out
+
+
+def test_lists_hold_whole_ids_and_names_in_any_terminal(
+    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, data = f"job_{'0' * 26}", f"ds_{'0' * 26}"
+    shown = RUNNING | {"id": job, "phase": "waiting for a worker, before reading the dataset", "created_at": "2026-01-02T03:04:05.678Z"}
+    dataset = {"id": data, "name": "flowers102-train", "state": "available", "num_images": 1020, "num_classes": 102}
+    pages = {"has_more": False, "next_cursor": None}
+    service.answers = {
+        "GET /jobs?limit=20": [(200, {"data": [shown], **pages})],
+        "GET /datasets?limit=200": [(200, {"data": [dataset | {"image_shape": [3, 64, 64]}], **pages})],
+    }
+    monkeypatch.setattr(console, "width", 80)
+    assert main(["jobs", "--url", service.url]) == 0
+    assert main(["datasets", "--url", service.url]) == 0
+    out = capsys.readouterr().out
+    assert job in out
+    assert f"{data}  flowers102-train available 1020   102     3x64x64" in out
