@@ -45,7 +45,12 @@ _EVALUATE = {
     },
     "all": {
         "summary": "every baseline, five seeds",
-        "value": {"synthetic_set": "syn_id_of_yours", "downstream": [{"train": "digits-train", "test": "digits-test"}]},
+        "value": {
+            "synthetic_set": "syn_id_of_yours",
+            "downstream": [{"train": "digits-train", "test": "digits-test"}],
+            "label_fractions": [0.05, 0.5],
+            "label_draws": 1,
+        },
     },
 }
 
