@@ -6,6 +6,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from ddcore.threads import threads_worth
+
 # Multiples of the mean non-zero eigenvalue of the Gram matrix, in half-decades: from almost free to little but the class means.
 RIDGE_PENALTIES = tuple(10.0 ** (step / 2) for step in range(-10, 5))
 LOGISTIC_PENALTIES = tuple(10.0**step for step in range(1, -6, -1))  # strong ones first: each fit starts from the one before
@@ -33,12 +35,13 @@ def probe_accuracy(
     kind: "ridge" or "logistic". train_x [n, f], train_y int64 [n], test_x [t, f], test_y int64 [t]. Features are standardised
     with the training rows' mean and deviation. generator: draws the folds that validate the logistic penalty.
     """
-    mean, deviation = standardisation(train_x)
-    x = (train_x.double() - mean) / deviation
-    model = ridge(x, train_y, classes) if kind == "ridge" else logistic(x, train_y, classes, generator)
-    hits = 0
-    for rows, truth in zip(torch.split(test_x, 4096), torch.split(test_y, 4096), strict=True):
-        hits += int((model.scores((rows.double() - mean) / deviation).argmax(1) == truth).sum())
+    with threads_worth(max(train_x.numel(), test_x.numel())):  # many small operations would mostly wait for their second thread
+        mean, deviation = standardisation(train_x)
+        x = (train_x.double() - mean) / deviation
+        model = ridge(x, train_y, classes) if kind == "ridge" else logistic(x, train_y, classes, generator)
+        hits = 0
+        for rows, truth in zip(torch.split(test_x, 4096), torch.split(test_y, 4096), strict=True):
+            hits += int((model.scores((rows.double() - mean) / deviation).argmax(1) == truth).sum())
     return 100.0 * hits / len(test_y)
 
 

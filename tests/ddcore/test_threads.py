@@ -3,7 +3,7 @@ import torch
 
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.specs import StudentSpec
-from ddcore.threads import SMALL, threads_for
+from ddcore.threads import SMALL, threads_for, threads_worth
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +24,13 @@ def test_one_thread_inside_for_small_maps_only(batch_size, inside):
 def test_a_network_of_unknown_size_keeps_its_threads():
     with threads_for(FlatNetwork(torch.nn.Linear(2, 2)), 1):
         assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(("numbers", "inside"), [(SMALL, 1), (SMALL + 1, 3)])
+def test_one_thread_inside_for_few_numbers_only(numbers, inside):
+    with threads_worth(numbers):
+        assert torch.get_num_threads() == inside
+    assert torch.get_num_threads() == 3
 
 
 def test_threads_are_given_back_after_an_error():
