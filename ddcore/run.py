@@ -3,7 +3,6 @@
 import ctypes
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import sys
@@ -28,6 +27,7 @@ from ddcore.plan import Plan, Step
 from ddcore.ssl.targets import compute_targets
 from ddcore.ssl.train import train_teacher
 from ddcore.task import Resources, Task
+from ddcore.threads import cores
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
@@ -54,7 +54,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def set_deterministic(threads: int | None = None) -> None:
     """Same spec, same seed, same hardware: same bits on a CPU. The number of threads orders sums, so it is set, not guessed."""
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or cores())
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 

@@ -1,13 +1,28 @@
-"""How many CPU threads a small job is worth: below some size they cost more to wake than they do."""
+"""How many CPU threads to use: what the machine gives, and for small work one, as a second costs more to wake than it does."""
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import torch
 
 from ddcore.networks.flat import FlatNetwork
 
 SMALL = 1 << 17  # numbers in the largest array at work; measured: no gain from a second thread below, 1.7 times the CPU time
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container's, as "microseconds period", or "max period"
+
+
+def cores() -> int:
+    """CPU cores that this process may use, at least one: more threads than a container's quota would mostly wait."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text().split()
+        return allowed if quota == "max" else min(allowed, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        return allowed
 
 
 def threads_for(network: FlatNetwork, batch_size: int) -> AbstractContextManager[None]:

@@ -1,9 +1,12 @@
+import os
+
 import pytest
 import torch
 
+from ddcore import threads
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.specs import StudentSpec
-from ddcore.threads import SMALL, threads_for, threads_worth
+from ddcore.threads import SMALL, cores, threads_for, threads_worth
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +40,14 @@ def test_threads_are_given_back_after_an_error():
     with pytest.raises(KeyError), threads_for(build_student(StudentSpec(depth=1, width=4), (1, 4, 4), 2), 1):
         raise KeyError
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 8), ("150000 100000", 2), ("9000000 100000", 8), ("1000 100000", 1), (None, 8)]
+)
+def test_cores_are_those_of_the_affinity_and_the_containers_quota(quota, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
+    monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert cores() == expected
