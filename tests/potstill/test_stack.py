@@ -38,8 +38,9 @@ def test_the_whole_service_starts_mends_itself_and_leaves_nothing(tmp_path: Path
         text=True,
     )
     try:
-        wait_until(lambda: up.poll() is not None or answers(url), 60)
-        assert up.poll() is None, up.communicate()[0]
+        # The API answers a moment before the stack has seen that it does, and one that dies in that moment is not started again.
+        assert up.stdout is not None
+        assert any(f"answers at {url}" in line for line in up.stdout), "it ended before it was ready"
         family = psutil.Process(up.pid).children(recursive=True)
         lines = {child.pid: " ".join(child.cmdline()) for child in family}
         assert sum("redis-server" in line for line in lines.values()) == 1
