@@ -15,8 +15,9 @@ FROM ${BASE}
 RUN useradd --uid 10001 --create-home potstill && install -d -o potstill -g potstill /var/lib/potstill
 COPY --from=build /opt/potstill /opt/potstill
 # Large freed blocks stay with the process: given back to the kernel and faulted in again at each step, they halve the speed of a CPU run.
+# Threads sleep while they wait for each other: spinning, they crawl on a machine that is busy with other things.
 ENV PATH=/opt/potstill/bin:$PATH PYTHONUNBUFFERED=1 POTSTILL_HOME=/var/lib/potstill \
-    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 OMP_WAIT_POLICY=passive
 USER potstill
 WORKDIR /var/lib/potstill
 VOLUME /var/lib/potstill

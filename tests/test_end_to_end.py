@@ -45,10 +45,8 @@ ARMS = {"synthetic", "synthetic_8bit", "random", "k_means", "high_loss", "none"}
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     home = tmp_path_factory.mktemp("stack") / "home"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait crawl on a machine that is busy with other things
-        with Stack(home, say=lambda line: None) as stack, Client(stack.url) as client:
-            yield client
+    with Stack(home, say=lambda line: None) as stack, Client(stack.url) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
