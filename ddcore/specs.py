@@ -79,7 +79,9 @@ class DinoSpec(_Teacher):
     warmup_teacher_temperature: Positive = 0.04
     warmup_teacher_epochs: int = Field(0, ge=0)
     center_momentum: float = Field(0.9, ge=0.0, lt=1.0)
-    local_crops: int = Field(0, ge=0, le=16, description="small views seen by the student only (multi-crop)")
+    local_crops: int = Field(
+        0, ge=0, le=16, description="views of small parts, resized to full size, seen by the student only (multi-crop)"
+    )
     local_crop_scale: Scale = (0.05, 0.4)
     freeze_last_layer_epochs: int = Field(1, ge=0)
 
