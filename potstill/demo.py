@@ -15,7 +15,7 @@ from potstill.terminal import console, say
 DISTILL: dict[str, Any] = {"preset": "demo"}
 EVALUATE: dict[str, Any] = {
     "downstream": [{"train": "digits-train", "test": "digits-test"}],
-    "seeds": 12,
+    "seeds": 20,
     "label_fractions": [0.01, 0.05],
     "label_draws": 5,
 }
