@@ -44,7 +44,11 @@ class Block:
 
 
 def core_of(network: FlatNetwork) -> Core:
-    """The fastest exact core for `network`."""
+    """An exact core for `network`: for plain ConvNets the one written by hand.
+
+    Measured against automatic differentiation on a CPU: 0.5 to 0.9 of its time on maps of 8x8, between 0.9 and 1.2 on maps of 32x32
+    with 16 to 128 channels. Not measured on CUDA.
+    """
     module = network.module
     plain = type(module) is ConvNet and module.linear is not None  # a subclass may compute something else
     return ExplicitConvNet(network) if plain else Core(network)
