@@ -1,33 +1,111 @@
 """The exact gradient of an unrolled SGD run in constant graph memory.
 
-Inner run, heavy-ball SGD with one learned rate, from theta_0 and v_0 = 0 (Maclaurin et al. 1502.03492, without its reversal):
+Inner run, heavy-ball SGD with a learned rate eta, from theta_0 and v_0 = 0 (Maclaurin et al. 1502.03492, without its reversal):
 
     g_t = grad_theta l(theta_t, x_t, y_t),   v_{t+1} = mu v_t + g_t,   theta_{t+1} = theta_t - eta v_{t+1}
 
-Reverse run, from a = dL/dtheta_N and b = 0, for t = N-1 .. 0:
+Reverse run, from a = dL/dtheta_N and c = 0, for t = N-1 .. 0:
 
-    d_eta -= <a, v_{t+1}>;   b <- b - eta a;   (a, d_x, d_y) += grad_{theta, x, y} <g_t, b>;   b <- mu b
+    c <- mu c + a;   d_eta -= <g_t, c>;   (a, d_x, d_y) -= eta grad_{theta, x, y} <g_t, c>
 
-The last line needs nothing but theta_t and the batch: two vectors a step are kept, one without momentum, and graphs never are. The
-result equals back-propagation through the whole unroll up to rounding.
+It needs nothing but theta_t and the batch: graphs are never kept. The result equals back-propagation through the whole unroll up to
+rounding. eta is one number, or one for each layer: then <g_t, c> is taken layer by layer.
+
+What is kept on the way is a choice, and changes no bit of the result: the last `cached` steps keep what their pull-back reads; the
+other steps repeat it; and theta_t itself is kept, on the device or in host memory, or only every k-th and the rest repeated.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ddcore.matching.cores import Core
+from ddcore.matching.cores import Core, Forward
+
+Augment = Callable[[Tensor, int], Tensor]  # images of a batch [k, c, h, w] and the step; the same view whenever it is called again
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an inner run keeps: the passes of its last `cached` steps; every theta_t on the device or in host memory, or a sparse few."""
+
+    cached: int = 0
+    thetas: Literal["device", "host", "sparse"] = "device"
+
+
+@dataclass(frozen=True)
+class Inner:
+    """One inner run to make: images [m, c, h, w], targets [m, d], rate [] or [num_layers], indices of each step's batch."""
+
+    core: Core
+    images: Tensor
+    targets: Tensor
+    rate: Tensor
+    batches: Sequence[Tensor]
+    momentum: float = 0.0
+    augment: Augment | None = None
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """What the network sees in `step`, without a graph."""
+        rows = self.batches[step]
+        x = self.images[rows]
+        return (x if self.augment is None else self.augment(x, step).detach()), self.targets[rows]
+
+    def before_augmenting(self, step: int, d_x: Tensor) -> Tensor:
+        """From the gradient in what the network saw to the gradient in the images of the batch."""
+        if self.augment is None:
+            return d_x
+        x = self.images[self.batches[step]].detach().requires_grad_(True)
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(self.augment(x, step), x, d_x)
+        return found
+
+    def rates(self) -> Tensor:
+        """The rate of every parameter: [], or [P] where each layer has its own."""
+        if self.rate.ndim == 0:
+            return self.rate
+        sizes = self.core.network.layer_sizes
+        return torch.cat([rate.expand(size) for rate, size in zip(self.rate, sizes, strict=True)])
+
+
+    def step(self, t: int, theta: Tensor, velocity: Tensor | None) -> tuple[Forward, Tensor, Tensor]:
+        """The derivatives at theta_t, theta_{t+1} and v_{t+1}."""
+        # Asked for even where it is dropped: autograd rounds differently when it records, and what is kept must change no bit.
+        forward = self.core.gradient(theta, *self.batch(t), keep=True)
+        velocity = forward.gradient if velocity is None else torch.add(forward.gradient, velocity, alpha=self.momentum)
+        return forward, torch.addcmul(theta, velocity, self.rates(), value=-1), velocity
 
 
 @dataclass
 class InnerRun:
-    """A finished inner run: its end, and what the reverse sweep needs."""
+    """An inner run, and what is left of its way; each dictionary is by step. `pull_back` uses it up."""
 
-    thetas: list[Tensor]  # theta_0 .. theta_N, each [P]
-    velocities: list[Tensor]  # v_1 .. v_N, each [P]
-    batches: list[Tensor]  # indices into the synthetic set, one tensor a step
+    inner: Inner
+    memory: Memory
+    end: Tensor  # theta_N [P]
+    thetas: dict[int, Tensor] = field(default_factory=dict)
+    velocities: dict[int, Tensor] = field(default_factory=dict)  # where a stretch may begin again, with momentum
+    gradients: dict[int, Tensor] = field(default_factory=dict)  # where layers have their own rates
+    kept: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def stride(self) -> int:
+        """Every how many steps theta is kept: about sqrt(N) of them, in stretches of about sqrt(N), when sparse."""
+        return max(1, math.ceil(math.sqrt(len(self.inner.batches)))) if self.memory.thetas == "sparse" else 1
+
+    def take(self, t: int) -> Tensor:
+        """theta_t, which is then forgotten; where it was not kept, its stretch is run again."""
+        if t not in self.thetas:
+            first = t - t % self.stride
+            theta, velocity = self.thetas[first], self.velocities.pop(first, None)
+            for s in range(first, t):
+                _, theta, next_velocity = self.inner.step(s, theta, velocity)
+                velocity = next_velocity if self.inner.momentum else None
+                self.thetas[s + 1] = theta
+        return self.thetas.pop(t).to(self.end.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -40,34 +118,51 @@ class Gradients:
     start: Tensor
 
 
-def run_inner(
-    core: Core, start: Tensor, images: Tensor, targets: Tensor, rate: Tensor, batches: Sequence[Tensor], momentum: float = 0.0
-) -> InnerRun:
-    """SGD from `start` [P] on images [m, c, h, w] and targets [m, d], one step for each tensor of indices in `batches`."""
-    run = InnerRun([start], [], list(batches))
-    for batch in run.batches:
-        _, velocity = core.gradient(run.thetas[-1], images[batch], targets[batch])
-        if momentum and run.velocities:
-            velocity = velocity.add_(run.velocities[-1], alpha=momentum)
-        run.velocities.append(velocity)
-        run.thetas.append(run.thetas[-1] - rate * velocity)
+def run_inner(inner: Inner, start: Tensor, memory: Memory = Memory()) -> InnerRun:
+    """SGD from `start` [P], one step for each batch."""
+    run, theta, velocity, steps = InnerRun(inner, memory, start), start, None, len(inner.batches)
+    for t in range(steps):
+        if t % run.stride == 0:
+            run.thetas[t] = _to_host(theta) if memory.thetas == "host" else theta
+            if run.stride > 1 and velocity is not None:
+                run.velocities[t] = velocity
+        forward, theta, next_velocity = inner.step(t, theta, velocity)
+        velocity = next_velocity if inner.momentum else None
+        if t >= steps - memory.cached:
+            run.kept[t] = forward.kept
+        if inner.rate.ndim:
+            run.gradients[t] = forward.gradient
+    run.end = theta
     return run
 
 
-def pull_back(core: Core, run: InnerRun, images: Tensor, targets: Tensor, rate: Tensor, end: Tensor, momentum: float = 0.0) -> Gradients:
-    """Carry `end` = dL/dtheta_N [P] back through `run`; the other arguments as they were in `run_inner`."""
-    a, b = end.clone(), torch.zeros_like(end)
-    d_images, d_targets, d_rate = torch.zeros_like(images), torch.zeros_like(targets), torch.zeros_like(rate)
-    for t in reversed(range(len(run.batches))):
-        batch = run.batches[t]
-        d_rate -= torch.dot(a, run.velocities[t])
-        b = b - rate * a
-        d_theta, d_x, d_y = core.pull_back(run.thetas[t], images[batch], targets[batch], b)
-        a = a + d_theta
-        d_images.index_add_(0, batch, d_x)
-        d_targets.index_add_(0, batch, d_y)
-        b = momentum * b
+def pull_back(run: InnerRun, end: Tensor) -> Gradients:
+    """Carry `end` = dL/dtheta_N [P] back to the start of `run`."""
+    inner, rates = run.inner, run.inner.rates()
+    a, c = end, torch.zeros_like(end)
+    d_images, d_targets, d_rate = torch.zeros_like(inner.images), torch.zeros_like(inner.targets), torch.zeros_like(inner.rate)
+    for t in reversed(range(len(inner.batches))):
+        c = torch.add(a, c, alpha=inner.momentum) if inner.momentum else a
+        x, y = inner.batch(t)
+        # One rate comes out of the derivative, layers' rates stay in.
+        direction, outside = (c, inner.rate) if inner.rate.ndim == 0 else (rates * c, 1.0)
+        found = inner.core.pull_back(run.take(t), x, y, direction, run.kept.pop(t, None))
+        d_rate -= found.slope if inner.rate.ndim == 0 else _by_layer(inner, run.gradients.pop(t) * c)
+        a = a - outside * found.theta
+        d_images.index_add_(0, inner.batches[t], inner.before_augmenting(t, found.x) * -outside)
+        d_targets.index_add_(0, inner.batches[t], found.y * -outside)
     return Gradients(d_images, d_targets, d_rate, a)
+
+
+def _by_layer(inner: Inner, products: Tensor) -> Tensor:
+    return torch.stack([part.sum() for part in products.split(inner.core.network.layer_sizes)])
+
+
+def _to_host(theta: Tensor) -> Tensor:
+    if theta.device.type == "cpu":
+        return theta
+    host = torch.empty(theta.shape, dtype=theta.dtype, pin_memory=True)  # a copy to pinned memory does not wait
+    return host.copy_(theta, non_blocking=True)
 
 
 def batches_of(count: int, size: int, steps: int, random: torch.Generator) -> list[Tensor]:

@@ -25,6 +25,9 @@ class FlatNetwork:
         self.shapes = [tuple(p.shape) for p in module.parameters()]
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.num_parameters = sum(self.sizes)
+        # A layer is a module with parameters of its own; they lie side by side in theta.
+        own = [sum(p.numel() for p in part.parameters(recurse=False)) for part in module.modules()]
+        self.layer_sizes = [size for size in own if size]
 
     def to(self, device: torch.device) -> "FlatNetwork":
         """Move the wrapped module (its own parameters are never used, but devices must agree)."""
