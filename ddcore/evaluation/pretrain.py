@@ -51,16 +51,16 @@ def pretrain(
     theta, images, targets = initial(network, seed, device), data.normalised().to(device), data.targets.to(device)
     batches = batches_of(len(images), settings["batch_size"], settings["steps"], generator(seed, "batches"))
     velocity, first, last = torch.zeros_like(theta), None, float("nan")
-    core = core_of(network)
+    core = core_of(network, device)
     with threads_for(network, len(batches[0])):
         for step, batch in enumerate(batches, start=1):
             tick(f"pre-training on {arm}")
             rows = batch.to(device)
-            loss, gradient = core.gradient(theta, images[rows], targets[rows])
-            velocity = settings["momentum"] * velocity + gradient + settings["weight_decay"] * theta
+            found = core.gradient(theta, images[rows], targets[rows])
+            velocity = settings["momentum"] * velocity + found.gradient + settings["weight_decay"] * theta
             theta = theta - rate * velocity
             if step == 1 or step == len(batches) or step % CHECK_EVERY == 0:
-                last = float(loss)
+                last = float(found.loss)
                 first = last if first is None else first
                 if not torch.isfinite(theta).all():
                     raise DdcoreError(

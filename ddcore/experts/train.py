@@ -73,7 +73,7 @@ def train_experts(task: Task) -> dict[str, Any]:
 def _train_shard(task: Task, network: FlatNetwork, spec: ExpertsSpec, data: Regression) -> Shard:
     first, count, epochs = task.params["first"], task.params["count"], task.params["epochs"]
     shard, current = _resume(task.work, network)
-    core, saved = core_of(network), Every(CHECKPOINT_SECONDS)
+    core, saved = core_of(network, task.device), Every(CHECKPOINT_SECONDS)
     for index in range(first + len(shard.snapshots), first + count):
         expert = current or _begin(network, task.params["seed"], index, task.device)
         current = None
@@ -108,12 +108,12 @@ def _train_epoch(task: Task, core: Core, expert: Expert, spec: ExpertsSpec, data
     batches = order.split(min(spec.batch_size, count))
     for n, batch in enumerate(batches):
         task.reporter.progress(done * len(batches) + n, total * len(batches), "expert steps")
-        loss, gradient = core.gradient(theta, *data.batch(batch))
-        velocity = velocity.mul(spec.momentum).add_(gradient).add_(theta, alpha=spec.weight_decay)
+        found = core.gradient(theta, *data.batch(batch))
+        velocity = velocity.mul(spec.momentum).add_(found.gradient).add_(theta, alpha=spec.weight_decay)
         theta = theta - spec.lr * velocity
         if spec.ema is not None:
             average = average.lerp(theta, 1.0 - spec.ema)
-        loss_sum += loss * len(batch)
+        loss_sum += found.loss * len(batch)
     expert.theta, expert.velocity, expert.average = theta, velocity, average
     mean_loss = float(loss_sum) / count
     if not math.isfinite(mean_loss):
