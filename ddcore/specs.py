@@ -6,7 +6,7 @@ unknown fields. Sizes that only make sense beside a data set are checked in `ddc
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ddcore.presets import PRESETS
@@ -18,12 +18,19 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"each is named at most once, but {', '.join(twice)} more often")
+    return names
+
+
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Scale = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]  # of the area of an image: from, to
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Augmentation = Literal["flip", "shift", "scale", "brightness", "saturation", "contrast", "cutout"]
 
 
 class Spec(BaseModel):
@@ -121,12 +128,63 @@ class GivenTeacherSpec(Spec):
 TeacherSpec = Annotated[DinoSpec | BarlowTwinsSpec | SimCLRSpec | GivenTeacherSpec, Field(discriminator="ssl")]
 
 
-class StudentSpec(Spec):
-    """ConvNet: `depth` blocks of 3x3 convolution, instance norm, ReLU, 2x2 average pool, then one linear layer."""
+# What `width` and `depth` are when absent, and which depths there are.
+_STUDENTS: dict[str, tuple[int, int, range]] = {
+    "convnet": (128, 3, range(1, 7)),
+    "resnet10": (64, 4, range(4, 5)),
+    "resnet18": (64, 4, range(4, 5)),
+    "vgg11": (64, 5, range(5, 6)),
+    "vit_tiny": (192, 12, range(1, 25)),
+}
+VIT_HEADS = 3
 
-    name: Literal["convnet"] = "convnet"
-    depth: int = Field(3, ge=1, le=6)
-    width: int = Field(128, ge=4, le=1024)
+
+class StudentSpec(Spec):
+    """The network whose trajectories are matched, and that a set pre-trains. None has running statistics.
+
+    `convnet`: blocks of 3x3 convolution, instance norm, ReLU, 2x2 average pool, then one linear layer. `resnet10`, `resnet18`:
+    residual networks with a 3x3 stem and group norm, from 8x8 pixels. `vgg11`: eight convolutions with group norm, from 32x32
+    pixels. `vit_tiny`: a vision transformer on patches of 4x4 pixels, for sides that are multiples of 4.
+    """
+
+    name: Literal["convnet", "resnet10", "resnet18", "vgg11", "vit_tiny"] = "convnet"
+    depth: int = Field(
+        3, ge=1, le=24,
+        description="blocks of convnet (at most 6; 3 when absent) or vit_tiny (at most 24; 12); stages of the others, which their names fix"
+        " (resnet10, resnet18: 4; vgg11: 5)",
+    )  # fmt: skip
+    width: int = Field(
+        128, ge=4, le=1024,
+        description="channels of every block (convnet; 128 when absent), of the first stage (resnet10, resnet18, vgg11; 64), or of a"
+        " token (vit_tiny; 192, a multiple of its 3 heads)",
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_by_name(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or not isinstance(name := body.get("name"), str) or name not in _STUDENTS:
+            return body
+        width, depth, _ = _STUDENTS[name]
+        return {"width": width, "depth": depth} | body
+
+    @field_validator("depth")
+    @classmethod
+    def _depth_of_its_name(cls, depth: int, info: ValidationInfo) -> int:
+        name = info.data.get("name", "convnet")
+        if depth not in (allowed := _STUDENTS[name][2]):
+            raise ValueError(f"{name} has {_words(allowed)}")
+        return depth
+
+    @field_validator("width")
+    @classmethod
+    def _width_of_its_name(cls, width: int, info: ValidationInfo) -> int:
+        if info.data.get("name") == "vit_tiny" and width % VIT_HEADS:
+            raise ValueError(f"the width of vit_tiny is a multiple of its {VIT_HEADS} heads")
+        return width
+
+
+def _words(depths: range) -> str:
+    return f"{depths[0]} to {depths[-1]} blocks" if len(depths) > 1 else f"{depths[0]} stages, no more and no fewer"
 
 
 class ExpertsSpec(Spec):
@@ -158,6 +216,15 @@ class MKDTSpec(Spec):
     lr_targets: NonNegative = 1.0
     lr_rate: NonNegative = Field(1e-4, description="step size of the learned inner learning rate")
     initial_rate: Positive | None = Field(None, description="inner learning rate to begin from; the experts' own when absent")
+    rates: Literal["one", "per_layer"] = Field(
+        "one", description="one learned inner rate, or one for each layer; the latter serve the student they were learned with alone"
+    )
+    augment: Annotated[tuple[Augmentation, ...], AfterValidator(_distinct)] = Field(
+        (),
+        description="differentiable augmentation of the inner steps (DSA, 2102.08259): each step draws one of these and shows its whole"
+        " batch through it; evaluation never augments. Saturation leaves grey images as they are; flip mirrors digits and letters too",
+        examples=[["shift", "scale", "cutout"]],
+    )
 
 
 class RandomSpec(Spec):
@@ -222,11 +289,15 @@ class PretrainSpec(Spec):
     weight_decay: NonNegative = 0.0
     lr: Positive | None = Field(
         None,
-        description="one rate for every set; when absent the synthetic set uses its learned rate, and each baseline the rate of"
-        " `lr_grid` that does best on a validation split of the training images",
+        description="one rate for every set; when absent the synthetic set uses its learned rate (layers' rates with the student they"
+        " were learned with, their geometric mean with other networks), and each baseline the rate of `lr_grid` that does best on a"
+        " validation split of the training images",
     )
     lr_grid: tuple[Positive, ...] = Field(
-        (0.25, 0.5, 1.0, 2.0, 4.0), min_length=1, max_length=20, description="multiples of the learned rate that baselines may choose from"
+        (0.25, 0.5, 1.0, 2.0, 4.0),
+        min_length=1,
+        max_length=20,
+        description="multiples of the learned (mean) rate that baselines may choose from",
     )
 
 
