@@ -13,7 +13,8 @@ from typing import Any
 
 from ddcore.errors import Problem, SpecError
 from ddcore.networks.names import check_backbone
-from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MethodSpec, MKDTSpec, Spec, StudentSpec
+from ddcore.networks.student_sizes import check_halvings, check_student
+from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MethodSpec, MKDTSpec, Spec
 
 # Raise a number when a change makes that kind of step compute something else: old results are then no longer reused.
 STEP_VERSION: dict[str, int] = {
@@ -244,10 +245,10 @@ def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
         )
     if not isinstance(spec.teacher, GivenTeacherSpec) and facts.num_images < 16:
         problems.append(Problem(("dataset",), "a teacher cannot be trained on so few images", facts.num_images, "16 images or more"))
-    problems += _check_depth(("student", "depth"), spec.student.depth, height, width)
+    problems += check_student(("student",), spec.student, facts.image_shape)
     problems += check_backbone(spec.teacher)
     if spec.teacher.backbone.name == "convnet":
-        problems += _check_depth(("teacher", "backbone", "depth"), spec.teacher.backbone.depth, height, width)
+        problems += check_halvings(("teacher", "backbone", "depth"), spec.teacher.backbone.depth, height, width)
     if spec.teacher.min_knn_accuracy > 0 and facts.class_counts is None:
         problems.append(
             Problem(
@@ -257,19 +258,11 @@ def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
     return problems
 
 
-def _check_depth(loc: tuple[str | int, ...], depth: int, height: int, width: int) -> list[Problem]:
-    most = int(math.log2(min(height, width))) if min(height, width) > 1 else 0
-    if depth <= most:
-        return []
-    return [Problem(loc, f"{depth} halvings of a {height}x{width} image leave less than one pixel", depth, f"1 to {most}")]
-
-
 def check_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]) -> list[Problem]:
     """What in an evaluation makes no sense for its datasets; empty if nothing."""
     problems: list[Problem] = []
-    _, height, width = facts.image_shape
     for i, network in enumerate(spec.networks):
-        problems += _check_depth(("networks", i, "depth"), network.depth, height, width)
+        problems += check_student(("networks", i), network, facts.image_shape)
     for i, task in enumerate(spec.downstream):
         train, test = downstream[task.train], downstream[task.test]
         for role, one in (("train", train), ("test", test)):
@@ -311,13 +304,3 @@ def _least_fraction(count: int) -> float:
 def labels_of_class(fraction: float, count: int) -> int:
     """How many of a class's `count` images keep their label in a stratified draw of `fraction`: rounded half up."""
     return math.floor(fraction * count + 0.5)
-
-
-def num_parameters(student: StudentSpec, image_shape: tuple[int, int, int], target_dim: int) -> int:
-    """Parameters of a ConvNet student: depth x (3x3 convolution + bias + two of the norm), then a linear layer with bias."""
-    channels, height, width = image_shape
-    total = 0
-    for _ in range(student.depth):
-        total += student.width * (channels * 9 + 1 + 2)
-        channels, height, width = student.width, height // 2, width // 2
-    return total + (channels * height * width + 1) * target_dim

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddcore.networks.shapes import expected_shapes
-from ddcore.plan import num_parameters
+from ddcore.networks.student_sizes import num_parameters
 from ddcore.specs import BackboneSpec, DistillSpec, GivenTeacherSpec
 
 FLOAT = 4  # bytes

@@ -8,7 +8,10 @@ from torch import nn
 from torch.func import functional_call
 
 from ddcore.networks.convnet import ConvNet
-from ddcore.specs import StudentSpec
+from ddcore.networks.initial import draw_layer
+from ddcore.networks.student_sizes import VIT_PATCH
+from ddcore.networks.students import VGG, ViT, resnet
+from ddcore.specs import VIT_HEADS, StudentSpec
 
 
 class FlatNetwork:
@@ -26,13 +29,18 @@ class FlatNetwork:
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.num_parameters = sum(self.sizes)
         # A layer is a module with parameters of its own; they lie side by side in theta.
-        own = [sum(p.numel() for p in part.parameters(recurse=False)) for part in module.modules()]
-        self.layer_sizes = [size for size in own if size]
+        own = [(name, sum(p.numel() for p in part.parameters(recurse=False))) for name, part in module.named_modules()]
+        self.layer_sizes = [size for _, size in own if size]
+        self.layer_names = [name or type(module).__name__ for name, size in own if size]
 
     def to(self, device: torch.device) -> "FlatNetwork":
         """Move the wrapped module (its own parameters are never used, but devices must agree)."""
         self.module.to(device)
         return self
+
+    def spread(self, rates: torch.Tensor) -> torch.Tensor:
+        """Numbers of layers [num_layers] as numbers of their parameters [num_parameters]."""
+        return torch.cat([rate.expand(size) for rate, size in zip(rates, self.layer_sizes, strict=True)])
 
     def split(self, theta: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views of theta [num_parameters], by parameter name."""
@@ -51,23 +59,9 @@ class FlatNetwork:
         return out
 
     def init(self, generator: torch.Generator) -> torch.Tensor:
-        """PyTorch's default initialisation, drawn from `generator` (CPU): theta float32 [num_parameters] on the CPU.
-
-        Convolution and linear weights and biases are uniform in +-1/sqrt(fan_in); norms begin at scale one, shift zero.
-        """
-        parts: list[torch.Tensor] = []
-        for module in self.module.modules():
-            own = list(module.named_parameters(recurse=False))
-            if not own:
-                continue
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                bound = 1.0 / math.sqrt(module.weight[0].numel())
-                parts += [(torch.rand(p.numel(), generator=generator) * 2 - 1) * bound for _, p in own]
-            elif isinstance(module, nn.GroupNorm):
-                parts += [torch.full((p.numel(),), 1.0 if name == "weight" else 0.0) for name, p in own]
-            else:
-                raise ValueError(f"no initialisation is known for {type(module).__name__}")
-        return torch.cat(parts)
+        """Where training begins, drawn from `generator` (CPU): theta float32 [num_parameters] on the CPU; see `initial.draw_layer`."""
+        layers = [module for module in self.module.modules() if list(module.parameters(recurse=False))]
+        return torch.cat([part for layer in layers for part in draw_layer(self.module, layer, generator)])
 
 
 class _Features(nn.Module):
@@ -83,4 +77,12 @@ class _Features(nn.Module):
 def build_student(spec: StudentSpec, image_shape: Sequence[int], out_dim: int) -> FlatNetwork:
     """The student of `spec` for images of shape (c, h, w) and targets of `out_dim` dimensions."""
     channels, height, width = image_shape
-    return FlatNetwork(ConvNet(channels, height, width, out_dim, spec.depth, spec.width), spec.width * height * width)
+    size, largest = spec.width, spec.width * height * width
+    if spec.name == "convnet":
+        return FlatNetwork(ConvNet(channels, height, width, out_dim, spec.depth, size), largest)
+    if spec.name == "vgg11":
+        return FlatNetwork(VGG(channels, height, width, out_dim, size), largest)
+    if spec.name == "vit_tiny":
+        tokens = 1 + height * width // VIT_PATCH**2
+        return FlatNetwork(ViT(channels, height, width, out_dim, spec.depth, size), tokens * max(4 * size, VIT_HEADS * tokens))
+    return FlatNetwork(resnet(spec.name, channels, out_dim, size), largest)

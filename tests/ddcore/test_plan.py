@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ddcore import plan as planning
 from ddcore.data.builtins import facts
 from ddcore.errors import SpecError
+from ddcore.networks.student_sizes import num_parameters
 from ddcore.plan import (
     DatasetFacts,
     check_distill,
@@ -18,7 +19,6 @@ from ddcore.plan import (
     expert_epochs,
     horizon,
     labels_of_class,
-    num_parameters,
     plan_dataset,
     plan_distill,
     plan_evaluate,
@@ -186,6 +186,7 @@ TINY = DatasetFacts("tiny", {"archive": "ab"}, 15, (1, 8, 8), None)
         ({"num_images": 1298}, DIGITS, ("num_images",), 1298, "1 to 1297"),
         ({"num_images": 5}, TINY, ("dataset",), 15, "16 images or more"),
         ({"student": {"depth": 4}}, DIGITS, ("student", "depth"), 4, "1 to 3"),
+        ({"student": {"name": "vgg11", "depth": 5}}, DIGITS, ("student", "name"), "vgg11", "convnet, or images of at least 32x32 pixels"),
         ({"teacher": {"backbone": {"name": "convnet", "depth": 5}}}, DIGITS, ("teacher", "backbone", "depth"), 5, "1 to 3"),
         ({"teacher": {"min_knn_accuracy": 50}}, BARE, ("teacher", "min_knn_accuracy"), 50, "0"),
     ],
@@ -212,6 +213,9 @@ def test_evaluations_that_make_no_sense_are_refused_before_any_work():
     assert problems_of(test=BARE) == [(("downstream", 0, "test"), "b", "a labelled dataset")]
     assert problems_of(test=labelled(5, 5)) == [(("downstream", 0, "test"), 2, "10 classes")]
     assert problems_of(networks=[{"depth": 2}, {"depth": 4}]) == [(("networks", 1, "depth"), 4, "1 to 3")]
+    assert problems_of(networks=[{"name": "resnet18"}, {"name": "vgg11"}]) == [
+        (("networks", 1, "name"), "vgg11", "convnet, or images of at least 32x32 pixels")
+    ]
     assert problems_of(label_fractions=[0.5, 0.003]) == [(("label_fractions", 1), 0.003, "0.0039683 or more")]
     assert problems_of(labelled(0, 9), labelled(1, 9), label_fractions=[1.0]) == [
         (("label_fractions", 0), 1.0, "a dataset with images in every class")

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ddcore.data.builtins import BUILTINS, facts
 from ddcore.plan import DatasetFacts, plan_distill
 from ddcore.presets import PRESETS
-from ddcore.specs import DistillSpec, EvaluateSpec, merge
+from ddcore.specs import DistillSpec, EvaluateSpec, StudentSpec, merge
 
 UPLOAD = DatasetFacts("upload", {"archive": "0" * 64}, 50_000, (3, 32, 32), (5000,) * 10)
 
@@ -35,6 +35,14 @@ def test_another_kind_replaces_the_presets_table_whole():
     spec = DistillSpec(preset="smoke", teacher={"ssl": "simclr"}, method={"name": "random"})
     assert (spec.teacher.ssl, spec.teacher.epochs, spec.teacher.backbone.name) == ("simclr", 200, "resnet18")
     assert spec.method.model_dump() == {"name": "random"}
+
+
+def test_a_student_has_the_sizes_of_its_name_unless_told_otherwise():
+    assert StudentSpec().model_dump() == {"name": "convnet", "depth": 3, "width": 128}
+    assert StudentSpec(name="resnet10").model_dump() == {"name": "resnet10", "depth": 4, "width": 64}
+    assert StudentSpec(name="vit_tiny", depth=2).model_dump() == {"name": "vit_tiny", "depth": 2, "width": 192}
+    assert DistillSpec(preset="demo", student={"name": "vgg11"}).student == StudentSpec(name="vgg11", depth=5, width=64)
+    assert StudentSpec(**StudentSpec(name="vgg11", width=8).model_dump(mode="json")) == StudentSpec(name="vgg11", width=8)
 
 
 def test_merge_changes_neither_side_and_lets_values_replace_tables():
@@ -75,6 +83,13 @@ def test_merging_is_idempotent_and_the_later_table_wins(base, over):
         ({"experts": {"lr": float("nan")}}, ("experts", "lr"), "finite"),
         ({"experts": {"ema": 1.0}}, ("experts", "ema"), "less than 1"),
         ({"student": {"depth": 0}}, ("student", "depth"), "greater than or equal to 1"),
+        ({"student": {"name": "alexnet"}}, ("student", "name"), "'resnet10', 'resnet18', 'vgg11' or 'vit_tiny'"),
+        ({"student": {"depth": 7}}, ("student", "depth"), "convnet has 1 to 6 blocks"),
+        ({"student": {"name": "resnet18", "depth": 3}}, ("student", "depth"), "resnet18 has 4 stages, no more and no fewer"),
+        ({"student": {"name": "vit_tiny", "width": 64}}, ("student", "width"), "a multiple of its 3 heads"),
+        ({"method": {"name": "mkdt", "rates": "two"}}, ("method", "mkdt", "rates"), "'one' or 'per_layer'"),
+        ({"method": {"name": "mkdt", "augment": ["spin"]}}, ("method", "mkdt", "augment", 0), "'flip', 'shift', 'scale'"),
+        ({"method": {"name": "mkdt", "augment": ["flip", "scale", "flip"]}}, ("method", "mkdt", "augment"), "but flip more often"),
         ({"seed": -1}, ("seed",), "greater than or equal to 0"),
     ],
 )

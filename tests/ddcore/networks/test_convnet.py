@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from ddcore.networks.convnet import ConvNet
-from ddcore.plan import num_parameters
+from ddcore.networks.student_sizes import num_parameters
 from ddcore.specs import StudentSpec
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ddcore.networks.convnet import ConvNet
 from ddcore.networks.flat import FlatNetwork, build_student
-from ddcore.plan import num_parameters
+from ddcore.networks.student_sizes import num_parameters
 from ddcore.specs import StudentSpec
 from ddcore.task import generator
 
