@@ -1,0 +1,193 @@
+"""The block in C++ for CPUs, channels last; compiled on first use by the machine's own compiler and called through ctypes."""
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddcore.matching.blocks.compiling import NotCompiled, library_of
+from ddcore.matching.blocks.convolution import TorchConvolutions
+from ddcore.matching.blocks.eager import EagerBlocks
+from ddcore.matching.blocks.interface import EPS, Blocks, Saved
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("native.cpp")
+LAST = torch.channels_last
+
+Function = Callable[..., int]
+
+POINTERS = {"forward": 5, "backward": 7, "tangent": 9, "second": 11}  # arguments of each function after the sizes
+
+
+@functools.cache
+def native_blocks() -> "NativeBlocks | None":
+    """The blocks, checked against the eager ones; None, with a line in the log, where they cannot be had."""
+    try:
+        blocks = NativeBlocks(library_of(SOURCE), _openmp())
+        _check(blocks)
+    except NotCompiled as error:
+        log.warning("the CPU's compiled blocks are not used, PyTorch's own operations are (slower, same results): %s", error)
+        return None
+    return blocks
+
+
+class NativeBlocks(TorchConvolutions):
+    """See `ddcore.matching.blocks.interface`; float32 and float64. Results do not depend on the number of threads."""
+
+    name = "native"
+    memory_format = LAST
+
+    def __init__(self, library: ctypes.CDLL, parallel: int) -> None:
+        """parallel: address of GOMP_parallel, or 0 for one thread."""
+        self._library = library
+        library.potstill_runtime.argtypes, library.potstill_runtime.restype = [ctypes.c_void_p], None
+        library.potstill_runtime(parallel)
+        self._functions = {
+            dtype: [_function(library, name, word) for name in POINTERS]
+            for dtype, word in ((torch.float32, "float"), (torch.float64, "double"))
+        }
+
+    def forward(self, u: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Saved]:
+        u = u.contiguous(memory_format=LAST)
+        b, c, h, w = u.shape
+        _same(u, (c,), scale, shift)
+        out = torch.empty((b, c, h // 2, w // 2), dtype=u.dtype, memory_format=LAST)
+        stats = torch.empty((2, b, c), dtype=u.dtype)
+        _done(
+            self._of(u, 0)(
+                torch.get_num_threads(), b, h, w, c, EPS,
+                u.data_ptr(), scale.data_ptr(), shift.data_ptr(), out.data_ptr(), stats.data_ptr(),
+            )
+        )  # fmt: skip
+        return out, (u, stats)
+
+    def backward(self, saved: Saved, scale: Tensor, shift: Tensor, p_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        u, stats = saved
+        b, c, h, w = u.shape
+        p_h = p_h.contiguous(memory_format=LAST)
+        _same(u, (c,), scale, shift)
+        _same(u, (b, c, h // 2, w // 2), p_h)
+        p_u, sums = torch.empty_like(u), torch.empty((2, c), dtype=u.dtype)
+        _done(
+            self._of(u, 1)(
+                torch.get_num_threads(), b, h, w, c,
+                u.data_ptr(), stats.data_ptr(), scale.data_ptr(), shift.data_ptr(), p_h.data_ptr(), p_u.data_ptr(), sums.data_ptr(),
+            )
+        )  # fmt: skip
+        d_scale, d_shift = sums.unbind()
+        return p_u, d_scale, d_shift
+
+    def tangent(
+        self, saved: Saved, scale: Tensor, shift: Tensor, u_dot: Tensor, scale_dot: Tensor, shift_dot: Tensor
+    ) -> tuple[Tensor, Saved]:
+        u, stats = saved
+        b, c, h, w = u.shape
+        u_dot = u_dot.contiguous(memory_format=LAST)
+        _same(u, (c,), scale, shift, scale_dot, shift_dot)
+        _same(u, u.shape, u_dot)
+        h_dot = torch.empty((b, c, h // 2, w // 2), dtype=u.dtype, memory_format=LAST)
+        stats_dot = torch.empty_like(stats)
+        _done(
+            self._of(u, 2)(
+                torch.get_num_threads(), b, h, w, c,
+                u.data_ptr(), stats.data_ptr(), scale.data_ptr(), shift.data_ptr(), u_dot.data_ptr(), scale_dot.data_ptr(),
+                shift_dot.data_ptr(), h_dot.data_ptr(), stats_dot.data_ptr(),
+            )
+        )  # fmt: skip
+        return h_dot, (u_dot, stats_dot)
+
+    def second(
+        self, saved: Saved, dotted: Saved, scale: Tensor, shift: Tensor, scale_dot: Tensor, p_h: Tensor, q_h: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (u, stats), (u_dot, stats_dot) = saved, dotted
+        b, c, h, w = u.shape
+        p_h, q_h = p_h.contiguous(memory_format=LAST), q_h.contiguous(memory_format=LAST)
+        _same(u, (c,), scale, shift, scale_dot)
+        _same(u, (b, c, h // 2, w // 2), p_h, q_h)
+        q_u, sums = torch.empty_like(u), torch.empty((2, c), dtype=u.dtype)
+        _done(
+            self._of(u, 3)(
+                torch.get_num_threads(), b, h, w, c,
+                u.data_ptr(), stats.data_ptr(), u_dot.data_ptr(), stats_dot.data_ptr(), scale.data_ptr(), shift.data_ptr(),
+                scale_dot.data_ptr(), p_h.data_ptr(), q_h.data_ptr(), q_u.data_ptr(), sums.data_ptr(),
+            )
+        )  # fmt: skip
+        d_scale, d_shift = sums.unbind()
+        return q_u, d_scale, d_shift
+
+    def _of(self, u: Tensor, which: int) -> Function:
+        functions = self._functions.get(u.dtype)
+        if functions is None or u.device.type != "cpu":
+            raise TypeError(f"the native blocks take float32 and float64 on the CPU, not {u.dtype} on {u.device}")
+        return functions[which]
+
+
+def _function(library: ctypes.CDLL, name: str, word: str) -> Function:
+    function = getattr(library, f"potstill_{name}_{word}")
+    sizes = [ctypes.c_long] * 5 + [ctypes.c_double] * (name == "forward")
+    function.argtypes, function.restype = [*sizes, *[ctypes.c_void_p] * POINTERS[name]], ctypes.c_int
+    return function  # type: ignore[no-any-return]
+
+
+def _same(u: Tensor, shape: tuple[int, ...], *others: Tensor) -> None:
+    """What C++ would read past the end of, or wrongly."""
+    for other in others:
+        if other.shape != shape or other.dtype is not u.dtype or other.device != u.device:
+            raise ValueError(f"a block of {u.dtype} maps {tuple(u.shape)} wants {shape}, not {other.dtype} {tuple(other.shape)}")
+        if len(shape) == 1 and not other.is_contiguous():
+            raise ValueError("a block's scales and shifts must lie densely")
+
+
+def _done(status: int) -> None:
+    if status:
+        raise MemoryError("a block's sums over the images do not fit in memory")
+
+
+def _openmp() -> int:
+    """GOMP_parallel of the OpenMP runtime that PyTorch runs on; a second runtime would fight that one for the cores.
+
+    Raises NotCompiled where there is none that can be told.
+    """
+    home = Path(torch.__file__).parent
+    try:
+        maps = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise NotCompiled(f"PyTorch's OpenMP runtime cannot be found: {error}") from error
+    names = {Path(line.split(maxsplit=5)[5]) for line in maps if "libgomp" in line}
+    own = [path for path in names if path.is_relative_to(home) or path.is_relative_to(home.with_name("torch.libs"))]
+    found = own or list(names)
+    if len(found) != 1:
+        raise NotCompiled(f"of the OpenMP runtimes loaded, {len(found)} may be PyTorch's")
+    try:
+        return ctypes.cast(ctypes.CDLL(str(found[0])).GOMP_parallel, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError) as error:
+        raise NotCompiled(f"PyTorch's OpenMP runtime {found[0]} is of no use: {error}") from error
+
+
+def _check(blocks: Blocks) -> None:
+    """One small block, odd in every size, against the eager blocks; raises NotCompiled if they differ."""
+    make = torch.Generator().manual_seed(0)
+    b, c, h, w = 2, 21, 5, 7
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=make)
+
+    maps, pooled, rows = [draw(b, c, h, w) for _ in range(2)], [draw(b, c, h // 2, w // 2) for _ in range(2)], [draw(c) for _ in range(4)]
+    for found, right in zip(_run(blocks, maps, pooled, rows), _run(EagerBlocks(), maps, pooled, rows), strict=True):
+        if not torch.allclose(found, right, rtol=1e-9, atol=1e-9):
+            raise NotCompiled("what was compiled does not compute the block")
+
+
+def _run(blocks: Blocks, maps: list[Tensor], pooled: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
+    """Everything that the four functions return, on one block."""
+    (u, u_dot), (p_h, q_h), (scale, shift, scale_dot, shift_dot) = maps, pooled, rows
+    h, saved = blocks.forward(u, scale, shift)
+    h_dot, dotted = blocks.tangent(saved, scale, shift, u_dot, scale_dot, shift_dot)
+    return [
+        h, h_dot, *blocks.backward(saved, scale, shift, p_h), *blocks.second(saved, dotted, scale, shift, scale_dot, p_h, q_h)
+    ]  # fmt: skip
