@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ddcore.matching.blocks.choose import blocks_for
 from ddcore.matching.blocks.interface import Blocks, Saved
@@ -83,18 +82,16 @@ class ExplicitConvNet(Core):
         for depth in reversed(range(self.depth)):
             block = slice(4 * depth, 4 * depth + 4)
             (weight, _, scale, shift), (weight_dot, _, scale_dot, _) = parts[block], dots[block]
-            q_u, d_scale, d_shift = self.blocks.second(
-                done.saved[depth], dotted[depth], scale, shift, scale_dot, done.p_h[depth], q_h
-            )
-            q_h, d_weight = _conv_back(q_u, done.inputs[depth], weight)
+            q_u, d_scale, d_shift = self.blocks.second(done.saved[depth], dotted[depth], scale, shift, scale_dot, done.p_h[depth], q_h)
+            q_h, d_weight = self.blocks.convolve_back(q_u, done.inputs[depth], weight, for_input=depth > 0)
             if depth:
-                more_h, more_weight = _conv_back(done.p_u[depth], h_dots[depth - 1], weight_dot)
+                more_h, more_weight = self.blocks.convolve_back(done.p_u[depth], h_dots[depth - 1], weight_dot)
+                q_h += more_h
                 d_weight += more_weight
-            else:  # the images do not move
-                more_h, _ = _conv_back(done.p_u[depth], done.inputs[depth], weight_dot, for_weight=False)
-            q_h += more_h
+            else:  # the images do not move, so there is no h_dot
+                d_x = self.blocks.image_gradient(q_u, done.p_u[0], weight, weight_dot)
             _fill(grads[block], d_weight, d_scale, d_shift)
-        return Backward(torch.sum(done.p_out * out_dot), d_theta, q_h.contiguous(), -q_out)
+        return Backward(torch.sum(done.p_out * out_dot), d_theta, d_x, -q_out)
 
     def _parts(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat vector: weight, bias, scale, shift of each block; weight and bias of the linear layer."""
@@ -110,7 +107,7 @@ class ExplicitConvNet(Core):
         inputs, saved = [x.contiguous(memory_format=self.blocks.memory_format)], []
         for depth in range(self.depth):
             weight, _, scale, shift = parts[4 * depth : 4 * depth + 4]
-            h, own = self.blocks.forward(functional.conv2d(inputs[-1], weight, padding=1), scale, shift)
+            h, own = self.blocks.forward(self.blocks.convolve(inputs[-1], weight), scale, shift)
             inputs.append(h)
             saved.append(own)
         features = inputs[-1].flatten(1)
@@ -128,7 +125,7 @@ class ExplicitConvNet(Core):
             p_hs.append(p_h)
             p_us.append(p_u)
             if grads is not None or depth:
-                p_h, d_weight = _conv_back(p_u, inputs[depth], weight, for_input=depth > 0, for_weight=grads is not None)
+                p_h, d_weight = self.blocks.convolve_back(p_u, inputs[depth], weight, for_input=depth > 0, for_weight=grads is not None)
             if grads is not None:
                 _fill(grads[block], d_weight, d_scale, d_shift)
         return error.square().mean(), Pass(inputs, saved, p_us[::-1], p_hs[::-1], p_out)
@@ -140,21 +137,13 @@ class ExplicitConvNet(Core):
         for depth in range(self.depth):
             weight, _, scale, shift = parts[4 * depth : 4 * depth + 4]
             weight_dot, _, scale_dot, shift_dot = dots[4 * depth : 4 * depth + 4]
-            u_dot = functional.conv2d(done.inputs[depth], weight_dot, padding=1)
+            u_dot = self.blocks.convolve(done.inputs[depth], weight_dot)
             if h_dots:
-                u_dot += functional.conv2d(h_dots[-1], weight, padding=1)
+                u_dot += self.blocks.convolve(h_dots[-1], weight)
             h_dot, own = self.blocks.tangent(done.saved[depth], scale, shift, u_dot, scale_dot, shift_dot)
             dotted.append(own)
             h_dots.append(h_dot)
         return dotted, h_dots
-
-
-def _conv_back(p_u: Tensor, h: Tensor, weight: Tensor, for_input: bool = True, for_weight: bool = True) -> tuple[Tensor, Tensor]:
-    """Back through u = weight * h, 3x3 with padding 1: gradients of h and of the weight, as far as they are wanted."""
-    d_h, d_weight, _ = torch.ops.aten.convolution_backward(
-        p_u, h, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [for_input, for_weight, False]
-    )
-    return d_h, d_weight
 
 
 def _fill(block: list[Tensor], weight: Tensor, scale: Tensor, shift: Tensor) -> None:

@@ -11,7 +11,7 @@ from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Every, Reporter
 from ddcore.experts.store import Trajectories
-from ddcore.matching.adjoint import Gradients, batches_of, pull_back, run_inner
+from ddcore.matching.adjoint import Gradients, Inner, Memory, batches_of, pull_back, run_inner
 from ddcore.matching.cores import Core
 from ddcore.matching.losses import normalised_distance
 from ddcore.specs import MKDTSpec
@@ -54,7 +54,9 @@ class State:
         return State(images, targets, rate, optimiser, random, torch.zeros((), device=images.device), 0, ([], []))
 
 
-def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work: Path, reporter: Reporter) -> dict[str, list[list[float]]]:
+def match(
+    core: Core, experts: Trajectories, spec: MKDTSpec, memory: Memory, state: State, work: Path, reporter: Reporter
+) -> dict[str, list[list[float]]]:
     """Run `spec.iterations` outer steps on `state` in place; returns the curves `matching_loss` and `learned_lr`.
 
     One iteration (MKDT, 2410.02116, algorithm 1): draw an expert and a start epoch, train from its snapshot there for
@@ -71,7 +73,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
         except Stopped:
             _save(work, state)
             raise
-        state.recent.append(_iterate(core, experts, spec, state, first_rate))
+        state.recent.append(_iterate(core, experts, spec, memory, state, first_rate))
         state.iteration += 1
         if state.iteration % stride == 0 or state.iteration == spec.iterations:
             _record(state, reporter)
@@ -83,7 +85,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
     return {"matching_loss": state.history[0], "learned_lr": state.history[1]}
 
 
-def _iterate(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, first_rate: float) -> torch.Tensor:
+def _iterate(core: Core, experts: Trajectories, spec: MKDTSpec, memory: Memory, state: State, first_rate: float) -> torch.Tensor:
     """One outer step; returns the outer loss, still on the device. Nothing here waits for the device."""
     device = state.images.device
     expert = int(torch.randint(experts.num_experts, (), generator=state.random))
@@ -92,9 +94,9 @@ def _iterate(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, fi
     goal = experts.row(expert, start_epoch + spec.expert_epochs).to(device)
     batches = [b.to(device) for b in batches_of(len(state.images), spec.batch_size, spec.inner_steps, state.random)]
 
-    run = run_inner(core, start, state.images, state.targets, state.rate, batches, spec.inner_momentum)
-    loss, end = normalised_distance(run.thetas[-1], start, goal)
-    gradients = pull_back(core, run, state.images, state.targets, state.rate, end, spec.inner_momentum)
+    run = run_inner(Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum), start, memory)
+    loss, end = normalised_distance(run.end, start, goal)
+    gradients = pull_back(run, end)
     before = state.rate.clone()
     _step(state, gradients, loss)
     state.rate.clamp_(before / RATE_CHANGE, before * RATE_CHANGE).clamp_(first_rate / RATE_BOUND, first_rate * RATE_BOUND)

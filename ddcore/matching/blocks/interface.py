@@ -32,7 +32,10 @@ Saved = tuple[Tensor, ...]  # what one derivative leaves for the next; each impl
 
 
 class Blocks(Protocol):
-    """One implementation. No argument is written to; nothing returned carries a graph; nothing waits for the device."""
+    """One implementation, with the convolutions that go between (`TorchConvolutions` has them).
+
+    No argument is written to; nothing returned carries a graph; nothing waits for the device.
+    """
 
     name: str
     memory_format: torch.memory_format
@@ -52,3 +55,14 @@ class Blocks(Protocol):
         self, saved: Saved, dotted: Saved, scale: Tensor, shift: Tensor, scale_dot: Tensor, p_h: Tensor, q_h: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Q_u [b, c, h, w], dS/dg [c] and dS/ds [c], from P_h and Q_h."""
+
+    def convolve(self, h: Tensor, weight: Tensor) -> Tensor:
+        """u [b, c_out, h, w] = weight [c_out, c_in, 3, 3] * h [b, c_in, h, w], with padding 1."""
+
+    def convolve_back(
+        self, p_u: Tensor, h: Tensor, weight: Tensor, for_input: bool = True, for_weight: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of h and of the weight, as far as they are wanted (nothing of use in the other's place)."""
+
+    def image_gradient(self, q_u: Tensor, p_u: Tensor, weight: Tensor, weight_dot: Tensor) -> Tensor:
+        """weight^T q_u + weight_dot^T p_u [b, c_in, h, w], contiguous."""
