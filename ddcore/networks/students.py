@@ -5,7 +5,7 @@ alone. All are twice differentiable by automatic differentiation.
 """
 
 import torch
-from timm.layers import Attention
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional
@@ -106,7 +106,7 @@ class ViT(VisionTransformer):
         )  # fmt: skip
         for part in self.modules():
             if isinstance(part, Attention):
-                part.fused_attn = False  # the fused kernels have no second derivative
+                part.fused_attn = False  # type: ignore[misc]  # final for TorchScript alone; the fused kernels have no second derivative
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """What a probe reads: the class token, [b, width]."""
