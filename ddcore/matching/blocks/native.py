@@ -149,24 +149,28 @@ def _done(status: int) -> None:
 
 
 def _openmp() -> int:
-    """GOMP_parallel of the OpenMP runtime that PyTorch runs on; a second runtime would fight that one for the cores.
+    """The address of GOMP_parallel in the OpenMP runtime that PyTorch runs on: a second runtime would fight that one for the cores.
 
-    Raises NotCompiled where there is none that can be told.
+    Raises NotCompiled where it cannot be told which that is.
     """
     home = Path(torch.__file__).parent
-    try:
-        maps = Path("/proc/self/maps").read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise NotCompiled(f"PyTorch's OpenMP runtime cannot be found: {error}") from error
-    names = {Path(line.split(maxsplit=5)[5]) for line in maps if "libgomp" in line}
-    own = [path for path in names if path.is_relative_to(home) or path.is_relative_to(home.with_name("torch.libs"))]
-    found = own or list(names)
+    mapped = _mapped()
+    found = [path for path in mapped if path.parent in (home / "lib", home.with_name("torch.libs"))] or mapped
     if len(found) != 1:
         raise NotCompiled(f"of the OpenMP runtimes loaded, {len(found)} may be PyTorch's")
     try:
         return ctypes.cast(ctypes.CDLL(str(found[0])).GOMP_parallel, ctypes.c_void_p).value or 0
     except (OSError, AttributeError) as error:
         raise NotCompiled(f"PyTorch's OpenMP runtime {found[0]} is of no use: {error}") from error
+
+
+def _mapped() -> list[Path]:
+    """The OpenMP runtimes that this process has loaded."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return sorted({Path(line.split(maxsplit=5)[5]) for line in lines if "libgomp" in line})
 
 
 def _check(blocks: Blocks) -> None:
