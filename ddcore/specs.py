@@ -71,6 +71,7 @@ class _Teacher(Spec):
     snapshots: int = Field(20, ge=2, le=1000, description="parameter snapshots kept of the run, evenly spaced, for its trajectory")
     min_knn_accuracy: float = Field(0.0, ge=0.0, le=100.0, description="percent; a labelled run below it fails as collapsed")
     amp: bool = Field(True, description="bfloat16 autocast on CUDA; ignored on the CPU")
+    compile: bool = Field(False, description="torch.compile the backbone: a minute to begin with, worth it for long runs on CUDA")
 
 
 class DinoSpec(_Teacher):
@@ -197,6 +198,10 @@ class ExpertsSpec(Spec):
     batch_size: int = Field(256, ge=1, le=65536)
     ema: float | None = Field(None, gt=0.0, lt=1.0, description="per-step decay of an averaged path, matched instead of the raw one")
     per_shard: int = Field(10, ge=1, le=1000, description="experts a step trains; shards run on any worker that listens")
+    augment: AugmentSpec | None = Field(None, description="random views of every batch; targets stay those of the whole images")
+    storage: Literal["float32", "bf16_deltas"] = Field(
+        "float32", description="snapshots kept whole, or as 16-bit differences: half the size, with an error that is measured and reported"
+    )
 
 
 class MKDTSpec(Spec):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddcore.data.images import Images, load_dataset, mean_std, normalise
+from ddcore.data.images import Images, Normaliser, PixelRows, load_dataset, mean_std, normalise
 from ddcore.errors import DdcoreError
 
 
@@ -54,3 +54,32 @@ def test_a_constant_channel_is_not_divided_by_zero() -> None:
     mean, std = mean_std(images)
     assert std[1] == 1.0
     assert normalise(images, mean, std)[:, 1].abs().max() < 1e-6
+
+
+def test_a_normaliser_takes_bytes_and_floats_of_both_precisions() -> None:
+    images = some()
+    mean, std = mean_std(images)
+    exact = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).double().view(3, 1, 1)
+    normaliser = Normaliser.of(mean, std, torch.device("cpu"))
+    before = images.clone()
+    for batch, dtype in ((images, torch.float32), (images.float() / 255, torch.float32), (images.double() / 255, torch.float64)):
+        found = normaliser(batch)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-6)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_of_pixels_are_the_normalised_images_in_either_order(memory_format: torch.memory_format, channels: int) -> None:
+    images = some(channels)
+    normaliser = Normaliser.of(*mean_std(images), torch.device("cpu"))
+    rows = PixelRows(images, normaliser, memory_format)
+    assert len(rows) == len(images)
+    chosen = torch.tensor([3, 0, 49, 3])
+    assert torch.equal(rows.pixels(chosen), images[chosen])
+    found = rows.batch(chosen)
+    assert found.shape == (4, channels, 4, 6)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(found, normaliser(images[chosen]), rtol=1e-6, atol=1e-6)
