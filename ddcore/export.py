@@ -65,7 +65,10 @@ def rounding(data: SyntheticSet) -> dict[str, float]:
 
 
 def write_tensors(data: SyntheticSet, path: Path) -> None:
-    """A dictionary of plain tensors for `torch.load(path, weights_only=True)`: the set, and its normalisation as mean and std [c]."""
+    """A dictionary of plain tensors for `torch.load(path, weights_only=True)`: the set, and its normalisation as mean and std [c].
+
+    learned_lr is [], or [num_layers] where layers have their own rates.
+    """
     tensors = {"images": data.images, "targets": data.targets, "learned_lr": data.learned_lr, "indices": data.indices}
     tensors |= {name: torch.tensor(data.info[name], dtype=torch.float32) for name in ("mean", "std")}
     path.write_bytes(_tensor_file(tensors))
@@ -80,7 +83,7 @@ def write_png_zip(data: SyntheticSet, path: Path) -> None:
 
 
 def write_parquet(data: SyntheticSet, path: Path) -> None:
-    """Rows of image (8-bit PNG), target (list of float32), index; learned_lr and the rest of the facts in the schema's metadata."""
+    """Rows of image (8-bit PNG), target (list of float32), index; the facts of `_meta` in the schema's metadata."""
     images = [{"bytes": png, "path": f"{number:05d}.png"} for number, png in enumerate(_pngs(data))]
     schema = pa.schema(
         [
@@ -90,7 +93,7 @@ def write_parquet(data: SyntheticSet, path: Path) -> None:
         ],
         metadata={
             "huggingface": json.dumps({"info": {"features": _FEATURES}}),
-            "learned_lr": repr(float(data.learned_lr)),
+            "learned_lr": repr(data.rate),
             "potstill": _meta(data).decode(),
         },
     )
@@ -99,7 +102,10 @@ def write_parquet(data: SyntheticSet, path: Path) -> None:
 
 
 def write_mtt_zip(data: SyntheticSet, path: Path) -> None:
-    """images_best.pt (normalised, as those codes keep them), labels_best.pt, lr_best.pt: names of trajectory matching (2203.11932)."""
+    """images_best.pt (normalised, as those codes keep them), labels_best.pt, lr_best.pt: names of trajectory matching (2203.11932).
+
+    lr_best.pt is the learned rate as the set has it, [] or [num_layers]; those codes expect one number, which meta.json has.
+    """
     tensors = {"images_best.pt": data.normalised(), "labels_best.pt": data.targets, "lr_best.pt": data.learned_lr}
     members = {name: _tensor_file(tensor) for name, tensor in tensors.items()}
     _write_zip(path, members | {"meta.json": _meta(data)})
@@ -128,7 +134,10 @@ def _pngs(data: SyntheticSet) -> list[bytes]:
 
 
 def _meta(data: SyntheticSet) -> bytes:
-    facts = {**data.info, "learned_lr": float(data.learned_lr), "indices": data.indices.tolist(), "rounding": rounding(data)}
+    """The facts as JSON. learned_lr is one number; where layers have their own, their geometric mean, and learned_lrs lists them."""
+    facts = {**data.info, "learned_lr": data.rate, "indices": data.indices.tolist(), "rounding": rounding(data)}
+    if data.rates is not None:
+        facts["learned_lrs"] = data.rates
     return json.dumps(facts, sort_keys=True, indent=1).encode()
 
 

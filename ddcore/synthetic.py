@@ -22,8 +22,9 @@ class SyntheticSet:
     """All that is needed to pre-train a network from a set.
 
     images: float32 [m, c, h, w] in pixel units (0..1 nominal; learned images may leave that range). targets: float32 [m, d].
-    learned_lr: float32 scalar. indices: int64 [m], the real images they began from. info: plain JSON with at least `mean` and
-    `std`, one number a channel: the normalisation that the student expects.
+    learned_lr: float32 [], or [num_layers] of `FlatNetwork.layer_sizes` for the student in `info` alone. indices: int64 [m], the
+    real images they began from. info: plain JSON with at least `mean` and `std`, one number a channel: the normalisation that the
+    student expects.
     """
 
     images: Tensor
@@ -31,6 +32,16 @@ class SyntheticSet:
     learned_lr: Tensor
     indices: Tensor
     info: dict[str, Any]
+
+    @property
+    def rate(self) -> float:
+        """The learned rate as one number, for any network: the geometric mean where layers have their own."""
+        return mean_rate(self.learned_lr)
+
+    @property
+    def rates(self) -> list[float] | None:
+        """The layers' rates, if they have their own."""
+        return self.learned_lr.tolist() if self.learned_lr.ndim else None
 
     def normalised(self) -> Tensor:
         """The images as the student sees them, (images - mean) / std; [m, c, h, w]."""
@@ -49,10 +60,15 @@ class SyntheticSet:
         tensors = {
             "images": self.images.float(),
             "targets": self.targets.float(),
-            "learned_lr": self.learned_lr.float().reshape(()),
+            "learned_lr": self.learned_lr.float(),
             "indices": self.indices.long(),
         }
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"potstill": text})
+
+
+def mean_rate(rate: Tensor) -> float:
+    """A rate [] as it is; of layers' rates [num_layers] the geometric mean."""
+    return float(rate) if rate.ndim == 0 else float(rate.double().log().mean().exp())
 
 
 def load_synthetic(path: Path) -> SyntheticSet:
@@ -75,15 +91,17 @@ def load_synthetic(path: Path) -> SyntheticSet:
 def _misfit(tensors: dict[str, Tensor], info: Any) -> str | None:
     """What is wrong with the shapes, types or values of a set that was read; None if nothing."""
     images, targets, rate, indices = (tensors[name] for name in _FIELDS)
-    if images.ndim != 4 or targets.ndim != 2 or rate.numel() != 1 or indices.ndim != 1:
+    if images.ndim != 4 or targets.ndim != 2 or rate.ndim > 1 or not rate.numel() or indices.ndim != 1:
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        return f"shapes {shapes}; expected images [m, c, h, w], targets [m, d], learned_lr [], indices [m]"
+        return f"shapes {shapes}; expected images [m, c, h, w], targets [m, d], learned_lr [] or [layers], indices [m]"
     if not len(images) == len(targets) == len(indices) > 0:
         return f"{len(images)} images, {len(targets)} targets and {len(indices)} indices; expected equal numbers, at least one"
     if any(tensor.dtype != torch.float32 for tensor in (images, targets, rate)) or indices.dtype != torch.int64:
         return "images, targets and learned_lr must be float32, indices int64"
     if not all(torch.isfinite(tensor).all() for tensor in (images, targets, rate)):
         return "NaN or infinity in its numbers"
+    if rate.ndim and rate.min() <= 0:
+        return f"a layer's learned rate of {float(rate.min()):g}; each must be above zero"
     return _misfit_info(info, images.shape[1])
 
 

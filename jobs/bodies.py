@@ -145,7 +145,8 @@ class SyntheticSetView(Body):
     num_images: int
     image_shape: tuple[int, int, int]
     target_dim: int | None
-    learned_lr: float | None
+    learned_lr: float | None = Field(description="the geometric mean where layers have rates of their own")
+    learned_lrs: list[float] | None = Field(None, description="the rate of each layer of the student, if they differ; in order")
     dataset_id: str
     created_at: datetime
 

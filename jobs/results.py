@@ -31,6 +31,7 @@ def _about_set(job: Job, dataset: Dataset, summary: dict[str, Any]) -> dict[str,
         "image_shape": summary.get("image_shape", dataset.image_shape),
         "target_dim": summary.get("target_dim"),
         "learned_lr": summary.get("learned_lr"),
+        "learned_lrs": summary.get("learned_lrs"),
     }
 
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ddcore.errors import DdcoreError
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.specs import StudentSpec
@@ -13,11 +15,12 @@ from ddcore.task import Task
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the comparison; data and rate are None of the untrained network."""
+    """One line of the comparison; data and rate are None of the untrained network. by_layer: rates [num_layers] to use in its stead."""
 
     name: str
     data: SyntheticSet | None
     rate: float | None
+    by_layer: Tensor | None = None
 
 
 def load_sets(task: Task) -> dict[str, SyntheticSet]:
@@ -34,7 +37,7 @@ def arms_of(task: Task) -> list[Arm]:
     """The arms of an evaluate step.
 
     A rate is `pretrain.lr` if given; else the set's learned rate for `synthetic` and `synthetic_8bit`, and the tuned one of
-    rates.json for baselines.
+    rates.json for baselines. Layers' learned rates serve the student that they were learned with; others get their geometric mean.
     """
     params, sets = task.params, load_sets(task)
     given = params["pretrain"]["lr"]
@@ -42,15 +45,22 @@ def arms_of(task: Task) -> list[Arm]:
     arms = []
     for name, data in sets.items():
         if name == "synthetic":
-            rate = given or float(data.learned_lr)
-            arms.append(Arm(name, data, rate))
+            rate, by_layer = given or data.rate, None if given else _rates_for(params["network"], data)
+            arms.append(Arm(name, data, rate, by_layer))
             if params["rounding"]:
-                arms.append(Arm("synthetic_8bit", data.quantised(), rate))
+                arms.append(Arm("synthetic_8bit", data.quantised(), rate, by_layer))
         else:
             arms.append(Arm(name, data, given or tuned[name]))
     if params["untrained"]:
         arms.append(Arm("none", None, None))
     return arms
+
+
+def _rates_for(fields: dict[str, Any], data: SyntheticSet) -> Tensor | None:
+    """The layers' learned rates, if the set has them and `fields` is the student that they were learned with."""
+    learned_with = data.info.get("student")
+    same = learned_with is not None and StudentSpec(**learned_with) == StudentSpec(**fields)
+    return data.learned_lr if same and data.learned_lr.ndim else None
 
 
 def _tuned(task: Task) -> dict[str, float]:
@@ -72,5 +82,6 @@ def network_for(fields: dict[str, Any], data: SyntheticSet) -> FlatNetwork:
 
 
 def network_name(fields: dict[str, Any]) -> str:
-    """How tables name an encoder: `convnet-3x128` has three blocks of 128 channels."""
-    return f"{fields['name']}-{fields['depth']}x{fields['width']}"
+    """How tables name an encoder: `convnet-3x128` has three blocks of 128 channels; `resnet18-64` begins with 64."""
+    size = f"{fields['depth']}x{fields['width']}" if fields["name"] in ("convnet", "vit_tiny") else fields["width"]
+    return f"{fields['name']}-{size}"

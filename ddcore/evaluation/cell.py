@@ -44,7 +44,7 @@ def evaluate_cell(task: Task) -> dict[str, Any]:
         for arm in arms:
             theta = trained[arm.name].theta
             seen = features(network, theta, train.images), features(network, theta, test.images)
-            common = {"arm": arm.name, "task": number, "rate": arm.rate}
+            common = {"arm": arm.name, "task": number, "rate": arm.rate} | ({} if arm.by_layer is None else {"by_layer": True})
             records += [common | record for record in _score(task, seen, (train, test), draws, number, arm.name, ticker)]
     ticker.finish()
     return _write(task, records, trained)
@@ -71,7 +71,9 @@ def _train_all(task: Task, network: FlatNetwork, arms: list[Arm], ticker: Ticker
         elif arm.data is None or arm.rate is None:
             trained[arm.name] = Pretrained(initial(network, seed, task.device))
         else:
-            one = trained[arm.name] = pretrain(network, arm.data, arm.rate, settings, seed, arm.name, ticker.tick, task.device)
+            one = trained[arm.name] = pretrain(
+                network, arm.data, arm.rate, settings, seed, arm.name, ticker.tick, task.device, arm.by_layer
+            )
             if one.first_loss is not None and one.last_loss is not None and one.last_loss > one.first_loss:
                 task.reporter.note(f"the loss of {arm.name} rose from {one.first_loss:.4g} to {one.last_loss:.4g} at rate {arm.rate:.4g}")
         if saved.due():

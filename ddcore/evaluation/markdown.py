@@ -60,7 +60,7 @@ def _facts(report: dict[str, Any]) -> str:
     lines = [
         f"- {data['num_images']} images of shape {'x'.join(map(str, data['image_shape']))}, {data['target_dim']} target dimensions;"
         f" pixels from {low:.3g} to {high:.3g} where an 8-bit file holds 0 to 1.",
-        f"- Learned rate {data['learned_lr']:.4g}.",
+        f"- Learned rate {data['learned_lr']:.4g}{_by_layer(data)}.",
     ]
     if teacher.get("knn_accuracy") is not None:
         lines.append(f"- The teacher ({teacher['ssl']}) has a k-NN accuracy of {teacher['knn_accuracy']:.1f} %.")
@@ -68,6 +68,16 @@ def _facts(report: dict[str, Any]) -> str:
         tried = ", ".join(f"{one:.3g}: {'diverged' if score is None else f'{score:.1f}'}" for one, score in report["scores_of_tuning"][arm])
         lines.append(f"- {label_of(arm)}: rate {rate:.4g}, chosen on a validation split of training images (rate: accuracy; {tried}).")
     return "\n".join(lines) + "\n"
+
+
+def _by_layer(data: dict[str, Any]) -> str:
+    rates = data.get("learned_lrs")
+    if rates is None:
+        return ""
+    spread = f", the geometric mean of {len(rates)} layers' rates from {min(rates):.3g} to {max(rates):.3g}"
+    if own := ", ".join(data["networks_by_layer"]):
+        return f"{spread}; on the synthetic set {own} pre-trained at the layers' own, any other network at the mean"
+    return f"{spread}; no network here pre-trained at the layers' own"
 
 
 def _notes(report: dict[str, Any]) -> str:

@@ -41,15 +41,17 @@ def pretrain(
     arm: str,
     tick: Callable[[str], None],
     device: torch.device,
+    by_layer: Tensor | None = None,
 ) -> Pretrained:
     """Train `network` from the seed's initialisation on `data` by SGD; mean squared error over batch and target dimensions.
 
     settings: `steps`, `batch_size`, `momentum`, `weight_decay` of `specs.PretrainSpec`. tick: called before every step with words
-    for people. Arms of one seed share the initialisation and, if their sets have equal sizes, the order of the batches. Raises
-    `DdcoreError` diverged, naming arm and rate.
+    for people. by_layer: rates [num_layers] in place of `rate`, which is then their mean. Arms of one seed share the initialisation
+    and, if their sets have equal sizes, the order of the batches. Raises `DdcoreError` diverged, naming arm and rate.
     """
     theta, images, targets = initial(network, seed, device), data.normalised().to(device), data.targets.to(device)
     batches = batches_of(len(images), settings["batch_size"], settings["steps"], generator(seed, "batches"))
+    rates = rate if by_layer is None else network.spread(by_layer.to(device))
     velocity, first, last = torch.zeros_like(theta), None, float("nan")
     core = core_of(network, device)
     with threads_for(network, len(batches[0])):
@@ -58,7 +60,7 @@ def pretrain(
             rows = batch.to(device)
             found = core.gradient(theta, images[rows], targets[rows])
             velocity = settings["momentum"] * velocity + found.gradient + settings["weight_decay"] * theta
-            theta = theta - rate * velocity
+            theta = theta - rates * velocity
             if step == 1 or step == len(batches) or step % CHECK_EVERY == 0:
                 last = float(found.loss)
                 first = last if first is None else first

@@ -36,7 +36,7 @@ def make_report(task: Task) -> dict[str, Any]:
         "rounding_cost": differences(records, [arm for arm in arms_in(records) if arm == "synthetic_8bit"]),
         **_tuning(task),
         "teacher": json.loads((task.input("teacher") / "teacher.json").read_text()),
-        "set": _set_facts(task),
+        "set": _set_facts(task, records),
     }
     (task.out / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     (task.out / "report.md").write_text(report_markdown(report))
@@ -118,12 +118,15 @@ def _tuning(task: Task) -> dict[str, Any]:
     return {"rates": found["rates"], "scores_of_tuning": found["scores"]}
 
 
-def _set_facts(task: Task) -> dict[str, Any]:
+def _set_facts(task: Task, records: list[Record]) -> dict[str, Any]:
+    """learned_lrs, and the networks that pre-trained at them, are there if layers have rates of their own."""
     data = load_synthetic(task.input("set") / FILE)
+    by_layer = {"learned_lrs": data.rates, "networks_by_layer": sorted({r["network"] for r in records if r.get("by_layer")})}
     return {
         **data.info,
         "num_images": len(data.images),
         "image_shape": list(data.images.shape[1:]),
         "target_dim": data.targets.shape[1],
-        "learned_lr": float(data.learned_lr),
+        "learned_lr": data.rate,
+        **(by_layer if data.rates else {}),
     }

@@ -31,7 +31,7 @@ def tune_rates(task: Task) -> dict[str, Any]:
     network = network_for(params["network"], synthetic).to(task.device)
     labelled = load_labelled(task.input("downstream_train"), shape_of(synthetic), synthetic.info, task.device)
     fit, held = (labelled.rows(rows) for rows in split(labelled.labels, VALIDATION, generator(params["seed"], "validation")))
-    grid = [multiple * float(synthetic.learned_lr) for multiple in params["grid"]]
+    grid = [multiple * synthetic.rate for multiple in params["grid"]]
     arms = [name for name in params["arms"] if name != "synthetic"]
     ticker = Ticker(task.reporter, len(arms) * len(grid) * SEEDS * params["pretrain"]["steps"], "steps")
     scores: dict[str, list[tuple[float, float | None]]] = {}
@@ -43,7 +43,7 @@ def tune_rates(task: Task) -> dict[str, Any]:
     edge = sorted(arm for arm, rate in rates.items() if len(grid) > 1 and rate in (min(grid), max(grid)))
     if edge:
         task.reporter.note(f"the best rate lies at an end of pretrain.lr_grid for {', '.join(edge)}: a wider grid might serve them better")
-    return {"rates": rates, "learned_rate": float(synthetic.learned_lr), "validation_images": len(held.labels), "at_end_of_grid": edge}
+    return {"rates": rates, "learned_rate": synthetic.rate, "validation_images": len(held.labels), "at_end_of_grid": edge}
 
 
 def _score(

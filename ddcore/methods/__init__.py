@@ -26,6 +26,7 @@ def run_method(task: Task) -> dict[str, Any]:
         "num_images": len(made.images),
         "image_shape": list(made.images.shape[1:]),
         "target_dim": made.targets.shape[1],
-        "learned_lr": float(made.learned_lr),
+        "learned_lr": made.rate,
+        "learned_lrs": made.rates,
         "image_range": made.info["image_range"],
     }

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_png_zip_holds_the_quantised_images(tmp_path: Path, channels: int) -> No
     np.testing.assert_array_equal(found, levels(data))
     np.testing.assert_array_equal(targets, data.targets.numpy())
     assert meta["learned_lr"] == float(data.learned_lr)
+    assert "learned_lrs" not in meta
     assert meta["indices"] == data.indices.tolist()
     assert meta["mean"] == data.info["mean"]
 
@@ -92,6 +94,20 @@ def test_mtt_zip_has_the_reference_names_and_normalised_images(tmp_path: Path) -
     torch.testing.assert_close(found["images"], data.normalised())
     assert torch.equal(found["labels"], data.targets)
     assert torch.equal(found["lr"], data.learned_lr)
+
+
+def test_layers_rates_are_kept_whole_or_stated_with_their_mean(tmp_path: Path) -> None:
+    data = replace(make_set(1), learned_lr=torch.tensor([0.5, 0.02, 0.1]))
+    out, _ = run_export(tmp_path, data)
+    assert torch.equal(torch.load(out / "synthetic.pt", weights_only=True)["learned_lr"], data.learned_lr)
+    with zipfile.ZipFile(out / "synthetic-mtt.zip") as archive:
+        assert torch.equal(torch.load(io.BytesIO(archive.read("lr_best.pt")), weights_only=True), data.learned_lr)
+        meta = json.loads(archive.read("meta.json"))
+    assert meta["learned_lr"] == pytest.approx(0.1)
+    assert meta["learned_lrs"] == data.learned_lr.tolist()
+    facts = pyarrow.parquet.read_table(out / "synthetic.parquet").schema.metadata
+    assert float(facts[b"learned_lr"]) == meta["learned_lr"]
+    assert json.loads(facts[b"potstill"])["learned_lrs"] == meta["learned_lrs"]
 
 
 def test_rounding_is_measured() -> None:

@@ -1,6 +1,7 @@
 """A synthetic set keeps its numbers, its bytes are reproducible, and a damaged file is refused in words."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ def test_round_trip_is_exact_and_the_library_alone_reads_it(tmp_path: Path) -> N
         torch.testing.assert_close(getattr(back, name), getattr(made, name), rtol=0, atol=0)
     assert back.info == made.info
     assert set(load_file(tmp_path / "a.safetensors")) == {"images", "targets", "learned_lr", "indices"}
+
+
+def test_layers_rates_survive_and_sum_up_to_their_geometric_mean(tmp_path: Path) -> None:
+    made = replace(make_set(), learned_lr=torch.tensor([0.5, 0.02, 0.1]))
+    made.save(tmp_path / "a.safetensors")
+    back = load_synthetic(tmp_path / "a.safetensors")
+    assert torch.equal(back.learned_lr, made.learned_lr)
+    assert back.rates == pytest.approx([0.5, 0.02, 0.1])
+    assert back.rate == pytest.approx(0.1)
+    one = make_set()
+    assert (one.rates, one.rate) == (None, float(one.learned_lr))
 
 
 def test_equal_sets_give_equal_bytes(tmp_path: Path) -> None:
@@ -70,6 +82,9 @@ def _write(path: Path, info: Any = None, **changed: torch.Tensor) -> None:
         ({"images": torch.zeros(5, 8, 8)}, "expected images [m, c, h, w]"),
         ({"images": torch.full((5, 3, 8, 8), float("nan"))}, "NaN"),
         ({"targets": torch.zeros(5, 7, dtype=torch.float64)}, "float32"),
+        ({"learned_lr": torch.tensor([0.1, -0.2])}, "a layer's learned rate of -0.2"),
+        ({"learned_lr": torch.ones(2, 2)}, "learned_lr [] or [layers]"),
+        ({"learned_lr": torch.ones(0)}, "learned_lr [] or [layers]"),
         ({"info": {"mean": [0.5], "std": [1.0, 1.0, 1.0]}}, "'mean'"),
         ({"info": {"mean": [0.5, 0.5, 0.5], "std": [1.0, 0.0, 1.0]}}, "above zero"),
         ({"info": [1]}, "not a JSON object"),

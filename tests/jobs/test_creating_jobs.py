@@ -57,6 +57,7 @@ def test_a_distillation_from_post_to_synthetic_set(world: World) -> None:
         "image_shape": (1, 8, 8),
         "target_dim": None,
         "learned_lr": None,
+        "learned_lrs": None,
         "dataset_id": "ds_digits-train",
     }
     assert [one.id for one in world.database.read(lambda s: views.synthetic_sets(s)).data] == [made.id]

@@ -14,8 +14,10 @@ from ddcore.evaluation import cell
 from ddcore.evaluation.arms import arms_of
 from ddcore.evaluation.cell import evaluate_cell
 from ddcore.events import Reporter
+from ddcore.specs import StudentSpec
 from ddcore.synthetic import SyntheticSet, load_synthetic
 from ddcore.task import Task
+from tests.ddcore.evaluation.conftest import NETWORK, make_set
 
 World = Callable[..., Task]
 
@@ -45,6 +47,36 @@ def test_rates_come_from_the_set_from_tuning_or_from_the_spec(world: World) -> N
     task.inputs["rates"] = []
     given = replace(task, params=task.params | {"pretrain": task.params["pretrain"] | {"lr": 0.7}, "rounding": False, "untrained": False})
     assert {arm.name: arm.rate for arm in arms_of(given)} == {"synthetic": 0.7, "random": 0.7, "k_means": 0.7}
+
+
+def test_layers_rates_serve_the_student_they_were_learned_with_and_others_get_their_mean(world: World) -> None:
+    rates = torch.tensor([0.2, 0.05, 0.01])
+    plain = make_set(0)
+    sets = {"synthetic": replace(plain, learned_lr=rates, info=plain.info | {"student": NETWORK}), "random": make_set(1)}
+    task = world(sets=sets)
+    evaluate_cell(task)
+    own = {arm.name: arm for arm in arms_of(task)}
+    for arm in ("synthetic", "synthetic_8bit"):
+        assert own[arm].by_layer is not None
+        assert torch.equal(own[arm].by_layer, rates)
+        assert own[arm].rate == pytest.approx(0.1 * 0.1 ** (1 / 3))
+    assert own["random"].by_layer is None
+    assert {record["arm"] for record in records_of(task) if record.get("by_layer")} == {"synthetic", "synthetic_8bit"}
+    for other in ({"name": "resnet10", "width": 4}, NETWORK | {"width": 4}):
+        others = arms_of(world(sets=sets, network=StudentSpec(**other).model_dump()))
+        assert all(arm.by_layer is None for arm in others)
+        assert others[0].rate == own["synthetic"].rate
+    given = arms_of(world(sets=sets, pretrain={**task.params["pretrain"], "lr": 0.3}))
+    assert (given[0].rate, given[0].by_layer) == (0.3, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"), [({"name": "resnet10", "width": 4}, "resnet10-4"), ({"name": "vit_tiny", "width": 6, "depth": 1}, "vit_tiny-1x6")]
+)
+def test_other_architectures_are_evaluated_too(world: World, fields: dict[str, Any], name: str) -> None:
+    task = world(network=StudentSpec(**fields).model_dump(), rounding=False, label_fractions=[0.5], label_draws=1)
+    assert evaluate_cell(task)["network"] == name
+    assert len(records_of(task)) == 4 * 2
 
 
 def test_equal_sets_at_equal_rates_score_equally_so_that_differences_pair(world: World) -> None:

@@ -48,6 +48,25 @@ def test_equals_torch_optim_sgd(momentum: float, decay: float) -> None:
     assert len(calls) == 9
 
 
+def test_layers_rates_are_parameter_groups_of_torch_optim_sgd() -> None:
+    data, network = make_set(), build_student(StudentSpec(depth=2, width=4), (1, 8, 8), 3)
+    settings = {"steps": 5, "batch_size": 4, "momentum": 0.9, "weight_decay": 0.01}
+    by_layer = torch.tensor([0.02, 0.3, 0.1, 0.05, 0.2])
+    found = pretrain(network, data, 0.1, settings, 7, "synthetic", lambda words: None, CPU, by_layer)
+    torch.nn.utils.vector_to_parameters(initial(network, 7, CPU), network.module.parameters())
+    layers = [network.module.get_submodule(name) for name in network.layer_names]
+    groups = [{"params": list(layer.parameters()), "lr": float(rate)} for layer, rate in zip(layers, by_layer, strict=True)]
+    optimiser = torch.optim.SGD(groups, momentum=0.9, weight_decay=0.01)
+    for rows in batches_of(10, 4, 5, generator(7, "batches")):
+        optimiser.zero_grad()
+        mse_loss(network.module((data.images[rows] - 0.4) / 0.3), data.targets[rows]).backward()
+        optimiser.step()
+    expected = torch.nn.utils.parameters_to_vector(network.module.parameters()).detach()
+    torch.testing.assert_close(found.theta, expected, rtol=1e-4, atol=1e-6)
+    same = pretrain(network, data, 0.1, settings, 7, "synthetic", lambda words: None, CPU, torch.full((5,), 0.1))
+    assert torch.equal(same.theta, pretrain(network, data, 0.1, settings, 7, "synthetic", lambda words: None, CPU).theta)
+
+
 def test_fit_changes_channels_and_size_and_keeps_what_fits() -> None:
     draw = torch.Generator().manual_seed(0)
     colour = torch.randint(0, 256, (2, 3, 16, 16), generator=draw).to(torch.uint8)

@@ -1,6 +1,7 @@
 """The report's numbers are those of a hand calculation, its page reads as a table, and its picture repeats byte for byte."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from ddcore.evaluation.report import differences, headline, make_report, table
 from ddcore.events import Reporter
-from ddcore.synthetic import SyntheticSet
+from ddcore.synthetic import SyntheticSet, load_synthetic
 from ddcore.task import Task
 
 ARMS = {"synthetic": 8.0, "synthetic_8bit": 7.5, "random": 3.0, "k_means": 5.0, "high_loss": 1.0, "none": 0.0}
@@ -93,6 +94,7 @@ def test_report_files_hold_what_the_contract_says(tmp_path: Path) -> None:
     assert [row["mean"] for row in report["rounding_cost"]] == pytest.approx([0.5] * 3, abs=0.2)
     assert report["rates"] == {"random": 0.1}
     assert report["set"]["num_images"] == 4
+    assert "learned_lrs" not in report["set"]
     assert summary["headline"] == report["headline"]
     page = (task.out / "report.md").read_text()
     for words in ("| random images |", "ridge, 1 %", "k-NN", "diverged", "91.5 %", "pixels from -0.3 to 1.2", "3 seeds"):
@@ -102,6 +104,22 @@ def test_report_files_hold_what_the_contract_says(tmp_path: Path) -> None:
     assert {name.name for name in task.out.iterdir()} == {
         "report.json", "report.md", "comparison.png", "comparison.svg", "comparison.json"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("by_layer", "words"), [(True, "convnet-2x8 pre-trained at the layers' own"), (False, "no network here pre-trained at the layers' own")]
+)
+def test_layers_rates_are_summed_up_and_the_networks_that_used_them_named(tmp_path: Path, by_layer: bool, words: str) -> None:
+    records = make_records(seeds=1)
+    task = make_task(tmp_path, [r | ({"by_layer": True} if by_layer and r["arm"] == "synthetic" else {}) for r in records])
+    path = task.input("set") / "synthetic.safetensors"
+    replace(load_synthetic(path), learned_lr=torch.tensor([0.02, 0.1, 0.5])).save(path)
+    make_report(task)
+    report, page = json.loads((task.out / "report.json").read_text()), (task.out / "report.md").read_text()
+    assert report["set"]["learned_lr"] == pytest.approx(0.1)
+    assert report["set"]["learned_lrs"] == pytest.approx([0.02, 0.1, 0.5])
+    assert "Learned rate 0.1, the geometric mean of 3 layers' rates from 0.02 to 0.5" in page
+    assert words in page
 
 
 def test_figure_repeats_byte_for_byte(tmp_path: Path) -> None:
