@@ -1,0 +1,78 @@
+"""The machine a benchmark runs on: what it is, how fast it multiplies and copies, and one setting for both sides."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.pairs import wait_for
+from ddcore.run import keep_freed_memory
+
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float64": torch.float64}
+WAYS = 7  # times that a peak is measured; the best counts
+CPU_SIDE, CUDA_SIDE = 2048, 8192  # of the multiplied matrices
+CPU_COPY, CUDA_COPY = 1 << 27, 1 << 32  # bytes, far above any cache
+
+
+def prepare(threads: int, dtype: str = "float32") -> None:
+    """One setting for both sides: threads, freed memory kept, precision of float32 products, convolutions chosen by trial on CUDA."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    torch.backends.cudnn.benchmark = True
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Processor, threads, versions: what a figure is worth nothing without."""
+    found: dict[str, Any] = {"cpu": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if device.type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    found["omp_wait_policy"] = os.environ.get("OMP_WAIT_POLICY", "default")
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Measured here and now, in this dtype: floating-point operations a second of a product of large matrices, bytes a second of a copy."""
+
+    flops: float
+    bandwidth: float
+
+
+def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+    """The best of a few products, and of a few copies (which read and write every byte)."""
+    on_gpu = device.type == "cuda"
+    side = CUDA_SIDE if on_gpu else CPU_SIDE
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    product = _best(lambda: torch.mm(a, b, out=out), device)
+    size = CUDA_COPY if on_gpu else CPU_COPY
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    goal = torch.ones_like(source)
+    copy = _best(lambda: goal.copy_(source), device)
+    return Peaks(2.0 * side**3 / product, 2.0 * size / copy)
+
+
+def _best(run: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(WAYS):
+        wait_for(device)
+        began = time.perf_counter()
+        run()
+        wait_for(device)
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,151 @@
+"""The inner run and its exact gradient against the plain full unroll: time, memory, exactness. `python -m benchmarks.unroll --help`
+
+For each N of --steps: both sides in turn, in one process, after a warm-up, with the same threads, data and allocator setting; the ratio is
+the median of the ratios of neighbours. Memory is measured in runs of its own: the peak of bytes allocated above those before the run,
+with nothing cached, and as timed. Exactness is measured on small networks in float64 (`benchmarks.exactness`).
+
+The last line is one JSON object. It describes the last N; `rows` has all of them.
+
+    n, batch, device, dtype                    what was run
+    time_ratio, time_ratio_quartiles, n_pairs  ours over the full unroll's
+    ms, baseline_ms                            medians
+    cached                                     steps whose passes were kept while timing
+    peak_memory_ratio                          nothing cached; peak_bytes, baseline_peak_bytes
+    peak_memory_ratio_as_timed                 with the cache of the timing
+    bytes_per_extra_step_over_parameter_bytes  growth of our peak with a step more, nothing cached, over the size of the parameters
+    max_relative_error_fp64                    any gradient, largest error over largest number
+    flops_share, roofline_share                of the peaks measured here: arithmetic of convolutions and products over time; the least
+                                               time that operations and bytes, counted by `benchmarks.roofline`, allow over time
+"""
+
+import argparse
+import math
+from typing import Any
+
+import torch
+
+from benchmarks.allocations import peak_bytes
+from benchmarks.exactness import gradients, max_relative_error
+from benchmarks.full_unroll import Problem, full_unroll
+from benchmarks.machine import DTYPES, Peaks, facts, measure_peaks, prepare
+from benchmarks.output import between, facts_line, finish, table
+from benchmarks.pairs import clocked, interleave
+from benchmarks.roofline import least_seconds, passes_flops
+from benchmarks.settings import CIFAR, CORES, Setting, make_core, setting
+from ddcore.matching.adjoint import Memory
+from ddcore.matching.cores import Core
+from ddcore.networks.flat import FlatNetwork
+from ddcore.presets import PRESETS
+from ddcore.run import choose_device
+
+EXTRA = 5  # steps more, for the growth of memory
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _options(arguments)
+    device = choose_device(options.device)
+    if options.dtype == "tf32" and device.type != "cuda":
+        raise SystemExit("--dtype tf32 is CUDA's; try float32")
+    chosen = setting(options, device)
+    prepare(options.threads or chosen.threads(), options.dtype)
+    network = chosen.network(device, DTYPES[options.dtype])
+    core = make_core(chosen.core, network, device)
+    peaks = measure_peaks(device, DTYPES[options.dtype])
+    about = facts(device) | {"core": core.name, "parameters": network.num_parameters}
+    about |= {"peak_gflops": round(peaks.flops / 1e9, 1), "peak_gbytes_per_second": round(peaks.bandwidth / 1e9, 1)}
+    print(facts_line(about), flush=True)
+    error = max_relative_error(lambda small: make_core(chosen.core, small, device), device)
+    rows = [_row(chosen, network, core, n, peaks, options) for n in chosen.steps]
+    print(_table(rows))
+    print(f"float64: the largest relative error of any gradient is {error:.1e}")
+    finish(rows[-1] | {"max_relative_error_fp64": error} | about | {"rows": rows})
+
+
+def _row(chosen: Setting, network: FlatNetwork, core: Core, n: int, peaks: Peaks, options: argparse.Namespace) -> dict[str, Any]:
+    problem, kept = chosen.problem(network, n), Memory(n) if options.cached else Memory()
+    ours, theirs = clocked(lambda: gradients(core, problem, kept), chosen.device), _baseline(network, problem, chosen.device)
+    pairs = interleave(theirs, ours, options.repeats, options.seconds)
+    row: dict[str, Any] = {"n": n, "batch": chosen.sizes.batch, "device": chosen.device.type, "dtype": chosen.dtype}
+    row |= pairs.report() | {"cached": kept.cached, "momentum": chosen.momentum}
+    row |= _memory(chosen, network, core, problem, kept)
+    seconds = row["ms"] / 1e3
+    # The least work there is: a pull-back that repeats nothing, whatever was timed.
+    row["flops"] = n * passes_flops(chosen.sizes)
+    row["flops_share"] = _rounded(row["flops"] / seconds / peaks.flops)
+    row["roofline_share"] = _rounded(least_seconds(chosen.sizes, n, peaks, DTYPES[chosen.dtype].itemsize) / seconds)
+    row["baseline_flops_share"] = _rounded(row["flops"] / (row["baseline_ms"] / 1e3) / peaks.flops)
+    return row
+
+
+def _baseline(network: FlatNetwork, problem: Problem, device: torch.device) -> Any:
+    return clocked(lambda: full_unroll(network.module, problem), device)
+
+
+def _memory(chosen: Setting, network: FlatNetwork, core: Core, problem: Problem, kept: Memory) -> dict[str, Any]:
+    n, device = len(problem.batches), chosen.device
+    longer = chosen.problem(network, n + EXTRA)
+    baseline = peak_bytes(lambda: full_unroll(network.module, problem), device)
+    ours = peak_bytes(lambda: gradients(core, problem, Memory()), device)
+    more = peak_bytes(lambda: gradients(core, longer, Memory()), device)
+    as_timed = peak_bytes(lambda: gradients(core, problem, kept), device) if kept.cached else ours
+    parameter_bytes = network.num_parameters * problem.start.element_size()
+    return {
+        "peak_memory_ratio": _rounded(ours / baseline),
+        "peak_bytes": ours,
+        "baseline_peak_bytes": baseline,
+        "peak_memory_ratio_as_timed": _rounded(as_timed / baseline),
+        "bytes_per_extra_step_over_parameter_bytes": _rounded((more - ours) / EXTRA / parameter_bytes),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    timed = ("N", "batch", "device", "dtype", "unroll ms", "ours ms", "ratio [quartiles]", "n")
+    return table((*timed, "peak memory", "as timed", "a step more", "of peak flops", "of roofline"), [_cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        *(str(row[name]) for name in ("n", "batch", "device", "dtype")),
+        *(f"{row[name]:,.1f}" for name in ("baseline_ms", "ms")),
+        between(row["time_ratio"], row["time_ratio_quartiles"]),
+        str(row["n_pairs"]),
+        *(f"{row[name]:.3f}" for name in ("peak_memory_ratio", "peak_memory_ratio_as_timed", "bytes_per_extra_step_over_parameter_bytes")),
+        *(f"{row[name]:.0%}" for name in ("flops_share", "roofline_share")),
+    )
+
+
+def _rounded(value: float) -> float:
+    """Four digits that count."""
+    return round(value, 3 - math.floor(math.log10(abs(value)))) if value else 0.0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.unroll", description="The exact gradient of an inner run against the full unroll."
+    )
+    parser.add_argument("--preset", default=CIFAR, choices=[CIFAR, *PRESETS], help="where sizes that are not given come from")
+    for name, text in (
+        ("width", "channels of every block"),
+        ("depth", "blocks"),
+        ("size", "height and width of the images"),
+        ("channels", "channels of the images"),
+        ("dims", "dimensions of the targets"),
+        ("batch", "images of an inner step"),
+    ):
+        parser.add_argument(f"--{name}", type=int, metavar="K", help=text)
+    parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="lengths of the inner run")
+    parser.add_argument("--momentum", type=float, help="of the inner run")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="tf32: float32 with products in TF32, both sides")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, help="as the engine decides when absent")
+    parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")
+    parser.add_argument("--seconds", type=float, default=45.0, help="time for the pairs of each N (at least five are made)")
+    parser.add_argument("--core", default="auto", choices=CORES)
+    cache = parser.add_mutually_exclusive_group()
+    cache.add_argument("--cached", action="store_true", default=True, help="keep all steps' passes while timing (the default)")
+    cache.add_argument("--nothing-cached", action="store_false", dest="cached", help="repeat them instead")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
