@@ -70,7 +70,6 @@ class Inner:
         sizes = self.core.network.layer_sizes
         return torch.cat([rate.expand(size) for rate, size in zip(self.rate, sizes, strict=True)])
 
-
     def step(self, t: int, theta: Tensor, velocity: Tensor | None) -> tuple[Forward, Tensor, Tensor]:
         """The derivatives at theta_t, theta_{t+1} and v_{t+1}."""
         # Asked for even where it is dropped: autograd rounds differently when it records, and what is kept must change no bit.
@@ -145,10 +144,10 @@ def pull_back(run: InnerRun, end: Tensor) -> Gradients:
         c = torch.add(a, c, alpha=inner.momentum) if inner.momentum else a
         x, y = inner.batch(t)
         # One rate comes out of the derivative, layers' rates stay in.
-        direction, outside = (c, inner.rate) if inner.rate.ndim == 0 else (rates * c, 1.0)
+        direction, outside = (c, inner.rate) if inner.rate.ndim == 0 else (rates * c, torch.ones_like(end[0]))
         found = inner.core.pull_back(run.take(t), x, y, direction, run.kept.pop(t, None))
         d_rate -= found.slope if inner.rate.ndim == 0 else _by_layer(inner, run.gradients.pop(t) * c)
-        a = a - outside * found.theta
+        a = torch.addcmul(a, found.theta, outside, value=-1)
         d_images.index_add_(0, inner.batches[t], inner.before_augmenting(t, found.x) * -outside)
         d_targets.index_add_(0, inner.batches[t], found.y * -outside)
     return Gradients(d_images, d_targets, d_rate, a)

@@ -13,7 +13,7 @@ and the rest of the block, norm, ReLU and pooling, is `ddcore.matching.blocks`.
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +36,27 @@ def core_of(network: FlatNetwork, device: torch.device, blocks: Blocks | None = 
     return Core(network)
 
 
+class Block(NamedTuple):
+    """One block's parameters, or a direction in them; the convolution's bias is not among them."""
+
+    weight: Tensor  # [c_out, c_in, 3, 3], in the blocks' layout
+    scale: Tensor
+    shift: Tensor
+
+
+class Parts(NamedTuple):
+    """A flat vector, taken apart."""
+
+    blocks: list[Block]
+    linear: Tensor  # [d, f]
+    bias: Tensor
+
+
 @dataclass(frozen=True)
 class Pass:
     """One forward and one reverse pass through the network, P of `explicit`'s notation; a list has one entry a block."""
 
+    parts: Parts
     inputs: list[Tensor]  # h before each block, and after the last
     saved: list[Saved]
     p_u: list[Tensor]
@@ -61,27 +78,23 @@ class ExplicitConvNet(Core):
 
     @torch.no_grad()
     def gradient(self, theta: Tensor, x: Tensor, y: Tensor, keep: bool = False) -> Forward:
-        parts = self._parts(theta)
-        loss, done = self._there_and_back(parts, x, y, flat := torch.empty_like(theta))
+        loss, done = self._there_and_back(theta, x, y, flat := torch.empty_like(theta))
         return Forward(loss, flat, done if keep else None)
 
     @torch.no_grad()
     def pull_back(self, theta: Tensor, x: Tensor, y: Tensor, direction: Tensor, kept: Any = None) -> Backward:
-        parts, dots = self._parts(theta), self._parts(direction)
-        done: Pass = kept or self._there_and_back(parts, x, y, None)[1]
-        features, weight = done.inputs[-1].flatten(1), parts[-2]
-        dotted, h_dots = self._tangent(parts, dots, done)
-        features_dot = h_dots[-1].flatten(1)
-        out_dot = torch.addmm(dots[-1], features, dots[-2].t()).addmm_(features_dot, weight.t())
+        done: Pass = kept or self._there_and_back(theta, x, y, None)[1]
+        parts, dots, d_theta = done.parts, self._parts(direction), torch.empty_like(theta)
+        dotted, h_dots = self._tangent(dots, done)
+        features, features_dot = done.inputs[-1].flatten(1), h_dots[-1].flatten(1)
+        out_dot = torch.addmm(dots.bias, features, dots.linear.t()).addmm_(features_dot, parts.linear.t())
         q_out = out_dot * (2.0 / out_dot.numel())
-        d_theta = torch.empty_like(theta)
-        grads = self._parts(d_theta)
-        torch.mm(q_out.t(), features, out=grads[-2]).addmm_(done.p_out.t(), features_dot)
-        torch.sum(q_out, 0, out=grads[-1])
-        q_h = self._like((q_out @ weight).addmm_(done.p_out, dots[-2]), h_dots[-1])
+        places = self._places(d_theta)
+        torch.mm(q_out.t(), features, out=places[-2]).addmm_(done.p_out.t(), features_dot)
+        torch.sum(q_out, 0, out=places[-1])
+        q_h = self._like((q_out @ parts.linear).addmm_(done.p_out, dots.linear), h_dots[-1])
         for depth in reversed(range(self.depth)):
-            block = slice(4 * depth, 4 * depth + 4)
-            (weight, _, scale, shift), (weight_dot, _, scale_dot, _) = parts[block], dots[block]
+            (weight, scale, shift), (weight_dot, scale_dot, _) = parts.blocks[depth], dots.blocks[depth]
             q_u, d_scale, d_shift = self.blocks.second(done.saved[depth], dotted[depth], scale, shift, scale_dot, done.p_h[depth], q_h)
             q_h, d_weight = self.blocks.convolve_back(q_u, done.inputs[depth], weight, for_input=depth > 0)
             if depth:
@@ -90,65 +103,70 @@ class ExplicitConvNet(Core):
                 d_weight += more_weight
             else:  # the images do not move, so there is no h_dot
                 d_x = self.blocks.image_gradient(q_u, done.p_u[0], weight, weight_dot)
-            _fill(grads[block], d_weight, d_scale, d_shift)
+            _fill(places[4 * depth :], d_weight, d_scale, d_shift)
         return Backward(torch.sum(done.p_out * out_dot), d_theta, d_x, -q_out)
 
-    def _parts(self, flat: Tensor) -> list[Tensor]:
+    def _places(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat vector: weight, bias, scale, shift of each block; weight and bias of the linear layer."""
         parts = flat.split(self.network.sizes)
         return [part.view(shape) for part, shape in zip(parts, self.network.shapes, strict=True)]
+
+    def _parts(self, flat: Tensor) -> Parts:
+        *blocks, linear, bias = self._places(flat)
+        own = [
+            Block(blocks[i].contiguous(memory_format=self.blocks.memory_format), blocks[i + 2], blocks[i + 3])
+            for i in range(0, len(blocks), 4)
+        ]
+        return Parts(own, linear, bias)
 
     def _like(self, rows: Tensor, maps: Tensor) -> Tensor:
         """rows [k, f] as feature maps of the shape of `maps`, in the blocks' layout."""
         return rows.view(maps.shape).contiguous(memory_format=self.blocks.memory_format)
 
-    def _there_and_back(self, parts: list[Tensor], x: Tensor, y: Tensor, gradient: Tensor | None) -> tuple[Tensor, Pass]:
+    def _there_and_back(self, theta: Tensor, x: Tensor, y: Tensor, gradient: Tensor | None) -> tuple[Tensor, Pass]:
         """Loss, and the passes; writes dl/d(theta) to `gradient` [P] if it is given."""
+        parts = self._parts(theta)
         inputs, saved = [x.contiguous(memory_format=self.blocks.memory_format)], []
-        for depth in range(self.depth):
-            weight, _, scale, shift = parts[4 * depth : 4 * depth + 4]
+        for weight, scale, shift in parts.blocks:
             h, own = self.blocks.forward(self.blocks.convolve(inputs[-1], weight), scale, shift)
             inputs.append(h)
             saved.append(own)
         features = inputs[-1].flatten(1)
-        error = torch.addmm(parts[-1], features, parts[-2].t()) - y
+        error = torch.addmm(parts.bias, features, parts.linear.t()) - y
         p_out = error * (2.0 / error.numel())
-        grads = None if gradient is None else self._parts(gradient)
-        if grads is not None:
-            torch.mm(p_out.t(), features, out=grads[-2])
-            torch.sum(p_out, 0, out=grads[-1])
-        p_h, p_hs, p_us = self._like(p_out @ parts[-2], inputs[-1]), [], []
+        places = None if gradient is None else self._places(gradient)
+        if places is not None:
+            torch.mm(p_out.t(), features, out=places[-2])
+            torch.sum(p_out, 0, out=places[-1])
+        p_h, p_hs, p_us = self._like(p_out @ parts.linear, inputs[-1]), [], []
         for depth in reversed(range(self.depth)):
-            block = slice(4 * depth, 4 * depth + 4)
-            weight, _, scale, shift = parts[block]
+            weight, scale, shift = parts.blocks[depth]
             p_u, d_scale, d_shift = self.blocks.backward(saved[depth], scale, shift, p_h)
             p_hs.append(p_h)
             p_us.append(p_u)
-            if grads is not None or depth:
-                p_h, d_weight = self.blocks.convolve_back(p_u, inputs[depth], weight, for_input=depth > 0, for_weight=grads is not None)
-            if grads is not None:
-                _fill(grads[block], d_weight, d_scale, d_shift)
-        return error.square().mean(), Pass(inputs, saved, p_us[::-1], p_hs[::-1], p_out)
+            if places is not None or depth:
+                p_h, d_weight = self.blocks.convolve_back(p_u, inputs[depth], weight, depth > 0, places is not None)
+            if places is not None:
+                _fill(places[4 * depth :], d_weight, d_scale, d_shift)
+        return error.square().mean(), Pass(parts, inputs, saved, p_us[::-1], p_hs[::-1], p_out)
 
-    def _tangent(self, parts: list[Tensor], dots: list[Tensor], done: Pass) -> tuple[list[Saved], list[Tensor]]:
+    def _tangent(self, dots: Parts, done: Pass) -> tuple[list[Saved], list[Tensor]]:
         """What the blocks keep of the direction, and h_dot at each block's output."""
         dotted: list[Saved] = []
         h_dots: list[Tensor] = []
-        for depth in range(self.depth):
-            weight, _, scale, shift = parts[4 * depth : 4 * depth + 4]
-            weight_dot, _, scale_dot, shift_dot = dots[4 * depth : 4 * depth + 4]
-            u_dot = self.blocks.convolve(done.inputs[depth], weight_dot)
+        for depth, ((weight, scale, shift), dot) in enumerate(zip(done.parts.blocks, dots.blocks, strict=True)):
+            u_dot = self.blocks.convolve(done.inputs[depth], dot.weight)
             if h_dots:
                 u_dot += self.blocks.convolve(h_dots[-1], weight)
-            h_dot, own = self.blocks.tangent(done.saved[depth], scale, shift, u_dot, scale_dot, shift_dot)
+            h_dot, own = self.blocks.tangent(done.saved[depth], scale, shift, u_dot, dot.scale, dot.shift)
             dotted.append(own)
             h_dots.append(h_dot)
         return dotted, h_dots
 
 
-def _fill(block: list[Tensor], weight: Tensor, scale: Tensor, shift: Tensor) -> None:
+def _fill(places: list[Tensor], weight: Tensor, scale: Tensor, shift: Tensor) -> None:
     """Write a block's gradients to their places in a flat vector; the bias of the convolution has none."""
-    block[0].copy_(weight)
-    block[1].zero_()
-    block[2].copy_(scale)
-    block[3].copy_(shift)
+    places[0].copy_(weight)
+    places[1].zero_()
+    places[2].copy_(scale)
+    places[3].copy_(shift)

@@ -29,6 +29,6 @@ class TorchConvolutions:
         """
         b, c, height, width = q_u.shape
         q, p = (v.permute(0, 2, 3, 1).reshape(b, -1, c).transpose(1, 2) for v in (q_u, p_u))
-        taps = torch.matmul(weight.view(c, -1).t(), q)
-        taps.baddbmm_(weight_dot.view(c, -1).t().expand(b, -1, -1), p)
+        taps = torch.matmul(weight.reshape(c, -1).t(), q)
+        taps.baddbmm_(weight_dot.reshape(c, -1).t().expand(b, -1, -1), p)
         return functional.fold(taps, (height, width), 3, padding=1)
