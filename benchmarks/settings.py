@@ -41,12 +41,6 @@ class Setting:
     device: torch.device
     core: str
 
-    def network(self, device: torch.device, dtype: torch.dtype) -> FlatNetwork:
-        """The student; its flat parameters are made by its `init`."""
-        size = self.sizes
-        module = ConvNet(size.channels, size.height, size.width, size.dims, size.depth, size.maps)
-        return FlatNetwork(module.to(device, dtype), size.maps * size.height * size.width)
-
     def problem(self, network: FlatNetwork, steps: int) -> Problem:
         """Random images and targets, two random initialisations for start and goal."""
         size, dtype, device = self.sizes, DTYPES[self.dtype], self.device
@@ -57,10 +51,16 @@ class Setting:
         batches = [rows.to(device) for rows in batches_of(self.images, size.batch, steps, random)]
         return Problem(start, goal, images, targets, torch.tensor(RATE, dtype=dtype, device=device), batches, self.momentum)
 
-    def threads(self) -> int:
-        """As `ddcore.threads.threads_for` decides."""
-        size = self.sizes
-        return 1 if size.maps * size.height * size.width * size.batch <= SMALL else cores()
+
+def flat_convnet(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> FlatNetwork:
+    """A student of these sizes."""
+    module = ConvNet(sizes.channels, sizes.height, sizes.width, sizes.dims, sizes.depth, sizes.maps)
+    return FlatNetwork(module.to(device, dtype), sizes.maps * sizes.height * sizes.width)
+
+
+def threads_of(sizes: Sizes) -> int:
+    """As `ddcore.threads.threads_for` decides."""
+    return 1 if sizes.maps * sizes.height * sizes.width * sizes.batch <= SMALL else cores()
 
 
 def make_core(name: str, network: FlatNetwork, device: torch.device) -> Core:

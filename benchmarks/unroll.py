@@ -31,7 +31,7 @@ from benchmarks.machine import DTYPES, Peaks, facts, measure_peaks, prepare
 from benchmarks.output import between, facts_line, finish, table
 from benchmarks.pairs import clocked, interleave
 from benchmarks.roofline import least_seconds, passes_flops
-from benchmarks.settings import CIFAR, CORES, Setting, make_core, setting
+from benchmarks.settings import CIFAR, CORES, Setting, flat_convnet, make_core, setting, threads_of
 from ddcore.matching.adjoint import Memory
 from ddcore.matching.cores import Core
 from ddcore.networks.flat import FlatNetwork
@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.dtype == "tf32" and device.type != "cuda":
         raise SystemExit("--dtype tf32 is CUDA's; try float32")
     chosen = setting(options, device)
-    prepare(options.threads or chosen.threads(), options.dtype)
-    network = chosen.network(device, DTYPES[options.dtype])
+    prepare(options.threads or threads_of(chosen.sizes), options.dtype)
+    network = flat_convnet(chosen.sizes, device, DTYPES[options.dtype])
     core = make_core(chosen.core, network, device)
     peaks = measure_peaks(device, DTYPES[options.dtype])
     about = facts(device) | {"core": core.name, "parameters": network.num_parameters}

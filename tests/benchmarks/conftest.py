@@ -1,4 +1,6 @@
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -15,3 +17,9 @@ def _small_and_harmless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
     cudnn.allow_tf32, cudnn.benchmark = flags
+
+
+@pytest.fixture
+def last_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], dict[str, Any]]:
+    """What was printed last, read as JSON."""
+    return lambda: json.loads(capsys.readouterr().out.splitlines()[-1])
