@@ -5,12 +5,14 @@ Crop, flip, colour jitter, grey, blur, solarize, noise: the operations of SimCLR
 contrast, then saturation and a hue rotation. That is within a few levels of the HSV version and many times cheaper.
 """
 
+import functools
 import math
 
 import torch
 from torch.nn import functional
 
 from ddcore.specs import AugmentSpec
+from ddcore.transfer import send
 
 ASPECT = 4 / 3  # a crop is at most this much wider or taller than the image's own shape
 BLUR_SIGMA = (0.1, 2.0)  # pixels
@@ -25,7 +27,8 @@ def random_views(
 ) -> torch.Tensor:
     """One random view of each image. batch: uint8, or float in 0..1, [b, c, h, w]. Returns float32 [b, c, h, w] in 0..1.
 
-    `generator` is on the CPU; numbers are drawn there and moved. `crop_scale` (area, low and high) stands in for the spec's.
+    `generator` is on the CPU; numbers are drawn there and sent, and nothing waits for the device. `crop_scale` (area, low and high)
+    stands in for the spec's.
     """
     images = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
     draw = _Draw(len(images), images.device, generator)
@@ -38,7 +41,7 @@ def random_views(
         chosen = draw.chance(spec.solarize).view(-1, 1, 1, 1) & (images >= SOLARIZE_FROM)
         images = torch.where(chosen, 1 - images, images)
     if spec.noise > 0:
-        images = images + spec.noise * torch.randn(images.shape, generator=generator).to(images.device)
+        images = images + spec.noise * send(torch.randn(images.shape, generator=generator), images.device)
     return images.clamp(0, 1)
 
 
@@ -54,7 +57,7 @@ class _Draw:
 
     def chance(self, probability: float) -> torch.Tensor:
         """True with `probability`: [b], on the device."""
-        return (torch.rand(self.count, generator=self.generator) < probability).to(self.device)
+        return send(torch.rand(self.count, generator=self.generator) < probability, self.device)
 
 
 def _crop_and_flip(images: torch.Tensor, scale: tuple[float, float], flip: bool, draw: _Draw) -> torch.Tensor:
@@ -70,7 +73,7 @@ def _crop_and_flip(images: torch.Tensor, scale: tuple[float, float], flip: bool,
     if scale == (1.0, 1.0) and not flip:
         return images
     zero = torch.zeros_like(x)
-    theta = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1).to(images.device)
+    theta = send(torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1), images.device)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -80,8 +83,8 @@ def _colour(images: torch.Tensor, spec: AugmentSpec, draw: _Draw) -> torch.Tenso
     strength = spec.jitter_strength if spec.jitter > 0 else 0.0
     chosen = draw.chance(min(spec.jitter, 1.0)).view(-1, 1, 1, 1)
     least = max(0.0, 1 - 0.8 * strength)
-    brightness, contrast, saturation = (draw.between(least, 1 + 0.8 * strength).to(images.device) for _ in range(3))
-    hue = draw.between(-0.2 * strength, 0.2 * strength).to(images.device) * (2 * math.pi)
+    brightness, contrast, saturation = (send(draw.between(least, 1 + 0.8 * strength), images.device) for _ in range(3))
+    hue = send(draw.between(-0.2 * strength, 0.2 * strength), images.device) * (2 * math.pi)
     if strength > 0:
         brighter = (images * brightness.view(-1, 1, 1, 1)).clamp(0, 1)
         middle = brighter.mean((1, 2, 3), keepdim=True)
@@ -91,7 +94,7 @@ def _colour(images: torch.Tensor, spec: AugmentSpec, draw: _Draw) -> torch.Tenso
         images = torch.where(chosen, jittered, images)
     if spec.grayscale > 0 and images.shape[1] == 3:
         grey = draw.chance(spec.grayscale).view(-1, 1, 1, 1)
-        luma = (images * _TO_YIQ[0].to(images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        luma = (images * _yiq(images.device)[0][0].view(1, 3, 1, 1)).sum(1, keepdim=True)
         images = torch.where(grey, luma.expand_as(images), images)
     return images
 
@@ -103,8 +106,14 @@ def _chroma(saturation: torch.Tensor, hue: torch.Tensor) -> torch.Tensor:
     middle[:, 1, 1] = middle[:, 2, 2] = saturation * hue.cos()
     middle[:, 2, 1] = saturation * hue.sin()
     middle[:, 1, 2] = -middle[:, 2, 1]
-    matrices: torch.Tensor = _FROM_YIQ.to(hue.device) @ middle @ _TO_YIQ.to(hue.device)
-    return matrices
+    there, back = _yiq(hue.device)
+    return back @ middle @ there
+
+
+@functools.cache
+def _yiq(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrices to YIQ and back, on `device`."""
+    return _TO_YIQ.to(device), _FROM_YIQ.to(device)
 
 
 def _mix_channels(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
@@ -113,7 +122,7 @@ def _mix_channels(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 
 def _blur(images: torch.Tensor, probability: float, draw: _Draw) -> torch.Tensor:
     """Gaussian blur of a random width. Each axis is one matrix product; rows sum to one, so edges keep their brightness."""
-    sigma = draw.between(*BLUR_SIGMA).to(images.device)
+    sigma = send(draw.between(*BLUR_SIGMA), images.device)
     chosen = draw.chance(probability).view(-1, 1, 1, 1)
     down, across = (_gaussian(side, sigma).unsqueeze(1) for side in images.shape[2:])
     return torch.where(chosen, down @ images @ across.transpose(2, 3), images)

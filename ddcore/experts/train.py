@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
-from ddcore.data.images import load_dataset, mean_std, normalise
+from ddcore.data.images import Normaliser, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Every
+from ddcore.experts.sgd import CudaLane, Expert, Lane, Regression, in_flight
+from ddcore.experts.store import write_trajectories
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import core_of
-from ddcore.networks.flat import FlatNetwork, build_student
+from ddcore.networks.flat import build_student
 from ddcore.specs import ExpertsSpec, StudentSpec
-from ddcore.task import Task, generator
+from ddcore.task import Task
 from ddcore.threads import threads_for
+from ddcore.transfer import send
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -31,132 +34,102 @@ class Shard:
     losses: list[list[float]] = field(default_factory=list)
 
 
-@dataclass
-class Expert:
-    """One expert in flight. Snapshots are clones: a view would follow the parameters as they move."""
-
-    theta: torch.Tensor
-    velocity: torch.Tensor
-    average: torch.Tensor
-    snapshots: list[torch.Tensor]
-    losses: list[float]
-    random: torch.Generator
-
-
-@dataclass(frozen=True)
-class Regression:
-    """What an expert learns, all on the device: images uint8 [n, c, h, w], their targets [n, d], the normalisation of pixels."""
-
-    images: torch.Tensor
-    targets: torch.Tensor
-    mean: list[float]
-    std: list[float]
-
-    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images float32 [b, c, h, w] and targets [b, d]."""
-        return normalise(self.images[rows], self.mean, self.std), self.targets[rows]
-
-
 def train_experts(task: Task) -> dict[str, Any]:
-    """Step `experts`: writes `experts.safetensors` (trajectories float32 [count, epochs + 1, P]) and `history.json`."""
+    """Step `experts`: writes `experts.safetensors` (see `ddcore.experts.store`) and `history.json`."""
     spec, student = ExpertsSpec(**task.params["experts"]), StudentSpec(**task.params["student"])
-    data = load_dataset(task.input("dataset") / "dataset.safetensors")
-    images = data.images.to(task.device)
-    targets = load_file(task.input("targets") / "targets.safetensors")["targets"].to(task.device)
-    mean, std = mean_std(data.images)
-    network = build_student(student, tuple(images.shape[1:]), targets.shape[1]).to(task.device)
+    images = load_dataset(task.input("dataset") / "dataset.safetensors")
+    targets = load_file(task.input("targets") / "targets.safetensors")["targets"]
+    mean, std = mean_std(images.images)
+    network = build_student(student, images.shape, targets.shape[1]).to(task.device)
+    core = core_of(network, task.device)
+    data = Regression.of(images, targets, Normaliser.of(mean, std, task.device), core, spec.augment)
     with threads_for(network, min(spec.batch_size, len(images))):
-        shard = _train_shard(task, network, spec, Regression(images, targets, mean, std))
-    return _finish(task, shard, student, mean, std)
+        shard = _train_shard(task, core, spec, data)
+    return _finish(task, shard, spec, {"student": student.model_dump(mode="json"), "mean": mean, "std": std})
 
 
-def _train_shard(task: Task, network: FlatNetwork, spec: ExpertsSpec, data: Regression) -> Shard:
+def _train_shard(task: Task, core: Core, spec: ExpertsSpec, data: Regression) -> Shard:
+    """All experts of the shard, a few side by side; these are at the same epoch and the same batch."""
     first, count, epochs = task.params["first"], task.params["count"], task.params["epochs"]
-    shard, current = _resume(task.work, network)
-    core, saved = core_of(network, task.device), Every(CHECKPOINT_SECONDS)
-    for index in range(first + len(shard.snapshots), first + count):
-        expert = current or _begin(network, task.params["seed"], index, task.device)
-        current = None
-        while len(expert.losses) < epochs:
-            place = (index - first) * epochs + len(expert.losses), count * epochs
-            before = expert.random.get_state()
+    shard, group = _resume(task.work, task.device)
+    saved = Every(CHECKPOINT_SECONDS)
+    while (whole := len(shard.losses)) < count:
+        if not group:
+            several = min(in_flight(core.network, min(spec.batch_size, len(data.images)), task.device), count - whole)
+            group = [Expert.begin(core.network, spec, task.params["seed"], first + whole + i, task.device) for i in range(several)]
+        lanes = [(CudaLane if task.device.type == "cuda" else Lane)(core, expert, spec, data) for expert in group]
+        for epoch in range(len(group[0].losses), epochs):
+            before = [expert.state() for expert in group]
             try:
-                _train_epoch(task, core, expert, spec, data, *place)
+                _train_epoch(task, lanes, data, whole * epochs + epoch * len(group), count * epochs)
             except Stopped:
-                expert.random.set_state(before)  # the rest of the expert changes only when an epoch is whole
-                _save(task.work, shard, expert)
+                _save(task.work, shard, group, before)  # where the epoch began: it is run again from there
                 raise
             if saved.due():
-                _save(task.work, shard, expert)
-        shard.snapshots.append(torch.stack(expert.snapshots))
-        shard.losses.append(expert.losses)
+                _save(task.work, shard, group, [expert.state() for expert in group])
+        shard.snapshots += [torch.stack(expert.snapshots) for expert in group]
+        shard.losses += [expert.losses for expert in group]
+        group = []
     return shard
 
 
-def _begin(network: FlatNetwork, seed: int, index: int, device: torch.device) -> Expert:
-    """Expert `index` of the whole run: its stream of randomness does not depend on how experts are split into shards."""
-    random = generator(seed, "expert", index)
-    theta = network.init(random).to(device)
-    return Expert(theta, torch.zeros_like(theta), theta.clone(), [theta.cpu().clone()], [], random)
+def _train_epoch(task: Task, lanes: list[Lane], data: Regression, done: int, total: int) -> None:
+    """An epoch of every lane, step by step in turn. done, total: epochs of experts."""
+    count, spec = len(data.images), lanes[0].spec
+    orders = [torch.randperm(count, generator=lane.expert.random) for lane in lanes]
+    batches = [send(order, task.device).split(min(spec.batch_size, count)) for order in orders]
+    steps = len(batches[0])
+    for lane in lanes:
+        lane.begin_epoch()
+    for n in range(steps):
+        for i, lane in enumerate(lanes):
+            task.reporter.progress(done * steps + n * len(lanes) + i, total * steps, "expert steps")
+            lane.step(batches[i][n])
+    for lane in lanes:
+        lane.end_epoch()
+    for lane, loss_sum in zip(lanes, torch.stack([lane.expert.loss_sum for lane in lanes]).tolist(), strict=True):
+        mean_loss = loss_sum / count
+        if not math.isfinite(mean_loss):
+            raise DdcoreError(
+                "diverged",
+                f"an expert's loss became {mean_loss} in epoch {len(lane.expert.losses) + 1}",
+                f"lower experts.lr (it was {spec.lr}) or experts.momentum (it was {spec.momentum})",
+            )
+        lane.expert.end_epoch(mean_loss)
 
 
-def _train_epoch(task: Task, core: Core, expert: Expert, spec: ExpertsSpec, data: Regression, done: int, total: int) -> None:
-    count = len(data.images)
-    order = torch.randperm(count, generator=expert.random).to(data.images.device)
-    loss_sum = torch.zeros((), device=data.images.device)
-    theta, velocity, average = expert.theta, expert.velocity, expert.average
-    batches = order.split(min(spec.batch_size, count))
-    for n, batch in enumerate(batches):
-        task.reporter.progress(done * len(batches) + n, total * len(batches), "expert steps")
-        found = core.gradient(theta, *data.batch(batch))
-        velocity = velocity.mul(spec.momentum).add_(found.gradient).add_(theta, alpha=spec.weight_decay)
-        theta = theta - spec.lr * velocity
-        if spec.ema is not None:
-            average = average.lerp(theta, 1.0 - spec.ema)
-        loss_sum += found.loss * len(batch)
-    expert.theta, expert.velocity, expert.average = theta, velocity, average
-    mean_loss = float(loss_sum) / count
-    if not math.isfinite(mean_loss):
-        raise DdcoreError(
-            "diverged",
-            f"an expert's loss became {mean_loss} in epoch {len(expert.losses) + 1}",
-            f"lower experts.lr (it was {spec.lr}) or experts.momentum (it was {spec.momentum})",
-        )
-    expert.losses.append(mean_loss)
-    expert.snapshots.append((expert.average if spec.ema is not None else expert.theta).cpu().clone())
-
-
-def _finish(task: Task, shard: Shard, student: StudentSpec, mean: list[float], std: list[float]) -> dict[str, Any]:
+def _finish(task: Task, shard: Shard, spec: ExpertsSpec, facts: dict[str, Any]) -> dict[str, Any]:
     trajectories = torch.stack(shard.snapshots)
     if not torch.isfinite(trajectories).all():
         raise DdcoreError("diverged", "an expert's parameters became infinite in its last step", "lower experts.lr or experts.momentum")
-    text = json.dumps({"student": student.model_dump(mode="json"), "mean": mean, "std": std})
-    # One entry: the library writes several in an order that changes from run to run.
-    save_file({"trajectories": trajectories}, task.out / "experts.safetensors", metadata={"potstill": text})
-    (task.out / "history.json").write_text(json.dumps({"first": task.params["first"], "loss": shard.losses}))
+    error = write_trajectories(task.out, trajectories, spec.storage, json.dumps(facts))
+    stored = {"storage_error": error} if error else {}
+    (task.out / "history.json").write_text(json.dumps({"first": task.params["first"], "loss": shard.losses, **stored}))
     for epoch in range(len(shard.losses[0])):
         task.reporter.metric("expert_loss", epoch + 1, sum(losses[epoch] for losses in shard.losses) / len(shard.losses))
     moved = (trajectories[:, -1] - trajectories[:, 0]).norm(dim=1).mean()
     final = sum(losses[-1] for losses in shard.losses) / len(shard.losses)
-    return {"experts": len(shard.losses), "parameters": trajectories.shape[2], "final_loss": final, "mean_displacement": float(moved)}
+    summary = {"experts": len(shard.losses), "parameters": trajectories.shape[2], "final_loss": final, "mean_displacement": float(moved)}
+    return summary | stored
 
 
-def _save(work: Path, shard: Shard, expert: Expert) -> None:
+def _save(work: Path, shard: Shard, group: list[Expert], states: list[dict[str, torch.Tensor]]) -> None:
     tensors = {f"whole.{i}": s for i, s in enumerate(shard.snapshots)}
-    tensors |= {f"snapshot.{i}": s for i, s in enumerate(expert.snapshots)}
-    tensors |= {"theta": expert.theta, "velocity": expert.velocity, "average": expert.average, "random": expert.random.get_state()}
-    write_checkpoint(work, tensors, {"losses": shard.losses, "current": expert.losses})
+    for i, (expert, state) in enumerate(zip(group, states, strict=True)):
+        tensors |= {f"{i}.snapshot.{t}": s for t, s in enumerate(expert.snapshots)}
+        tensors |= {f"{i}.{name}": tensor for name, tensor in state.items()}
+    write_checkpoint(work, tensors, {"losses": shard.losses, "current": [expert.losses for expert in group]})
 
 
-def _resume(work: Path, network: FlatNetwork) -> tuple[Shard, Expert | None]:
+def _resume(work: Path, device: torch.device) -> tuple[Shard, list[Expert]]:
     found = read_checkpoint(work)
     if found is None:
-        return Shard(), None
+        return Shard(), []
     tensors, facts = found
-    device = next(network.module.parameters()).device
     shard = Shard([tensors[f"whole.{i}"] for i in range(len(facts["losses"]))], facts["losses"])
-    snapshots = [tensors[f"snapshot.{i}"] for i in range(len(facts["current"]) + 1)]
-    random = torch.Generator()
-    random.set_state(tensors["random"])
-    theta, velocity, average = (tensors[name].to(device) for name in ("theta", "velocity", "average"))
-    return shard, Expert(theta, velocity, average, snapshots, facts["current"], random)
+    group = []
+    for i, losses in enumerate(facts["current"]):
+        snapshots = [tensors[f"{i}.snapshot.{t}"] for t in range(len(losses) + 1)]
+        state = {name: tensors[f"{i}.{name}"] for name in ("theta", "velocity", "average", "random") if f"{i}.{name}" in tensors}
+        group.append(Expert.restore(state, snapshots, losses, device))
+    return shard, group

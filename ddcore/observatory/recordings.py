@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ddcore.errors import DdcoreError
+from ddcore.experts.store import Trajectories
 from ddcore.observatory.pca import centred_gram
 
 MOST_EXPERTS = 50  # drawn; more would hide one another, and the Gram matrix grows with their square
@@ -51,17 +52,16 @@ class TeacherPaths:
 
 def read_experts(shards: Sequence[Path]) -> ExpertPaths | None:
     """The experts of all shards; None if there are none."""
-    arrays = [_open(folder / "experts.safetensors").get_slice("trajectories") for folder in shards]
-    places = [(array, number) for array in arrays for number in range(array.get_shape()[0])]
-    if not places:
+    if not shards:
         return None
-    chosen = torch.linspace(0, len(places) - 1, min(MOST_EXPERTS, len(places))).round().long().tolist()
-    _, snapshots, parameters = arrays[0].get_shape()
+    paths = Trajectories(shards)
+    chosen = torch.linspace(0, paths.num_experts - 1, min(MOST_EXPERTS, paths.num_experts)).round().long().tolist()
 
     def read(first: int, last: int) -> Tensor:
-        return torch.cat([places[i][0][places[i][1] : places[i][1] + 1, :, first:last][0] for i in chosen])
+        return torch.cat([paths.columns(expert, first, last) for expert in chosen])
 
-    return ExpertPaths(centred_gram(read, len(chosen) * snapshots, parameters), len(chosen), snapshots, len(places))
+    gram = centred_gram(read, len(chosen) * paths.num_snapshots, paths.num_parameters)
+    return ExpertPaths(gram, len(chosen), paths.num_snapshots, paths.num_experts)
 
 
 def read_teacher(folder: Path) -> TeacherPaths | None:

@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from ddcore.data.augment import random_views
 from ddcore.data.images import Images, mean_std, normalise
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
 from ddcore.experts import train
+from ddcore.experts.sgd import MOST, WARM_UP, in_flight, rehearse
 from ddcore.experts.store import Trajectories
 from ddcore.experts.train import train_experts
 from ddcore.networks.convnet import ConvNet
 from ddcore.networks.flat import build_student
-from ddcore.specs import StudentSpec
+from ddcore.specs import AugmentSpec, StudentSpec
 from ddcore.task import Task, generator
 
 STUDENT = {"name": "convnet", "depth": 1, "width": 5}
@@ -42,16 +44,19 @@ def world(tmp_path):
         work = tmp_path / f"work-{out}"
         task = Task(params, inputs, tmp_path / out, work, reporter or Reporter(), torch.device("cpu"))
         summary = train_experts(task)
-        paths = load_file(task.out / "experts.safetensors")["trajectories"]
+        found = Trajectories([task.out])
+        paths = torch.stack([torch.stack([found.row(i, t) for t in range(EPOCHS + 1)]) for i in range(count)])
         return paths, json.loads((task.out / "history.json").read_text()), summary
 
-    go.pixels, go.targets = normalise(images, *mean_std(images)), targets
+    go.images, go.targets = images, targets
     return go
 
 
 def by_torch(world, index, **changes):
     """Expert `index` by torch.optim.SGD on an ordinary module: its parameters after every step, and each epoch's mean loss."""
     fields = SGD | changes
+    views = AugmentSpec(**fields["augment"]) if "augment" in fields else None
+    mean, std = mean_std(world.images)
     random = generator(4, "expert", index)
     net = ConvNet(2, 5, 4, 3, 1, 5)
     torch.nn.utils.vector_to_parameters(build_student(StudentSpec(**STUDENT), (2, 5, 4), 3).init(random), net.parameters())
@@ -60,7 +65,8 @@ def by_torch(world, index, **changes):
     for _ in range(EPOCHS):
         total = 0.0
         for batch in torch.randperm(COUNT, generator=random).split(fields["batch_size"]):
-            loss = ((net(world.pixels[batch]) - world.targets[batch]) ** 2).mean()
+            pixels = world.images[batch] if views is None else random_views(world.images[batch], views, random)
+            loss = ((net(normalise(pixels, mean, std)) - world.targets[batch]) ** 2).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -106,6 +112,67 @@ def test_an_expert_does_not_depend_on_its_shard(world):
     assert torch.equal(torch.cat([paths for paths, _, _ in split]), together)
     assert [loss for _, part, _ in split for loss in part["loss"]] == history["loss"]
     assert len({tuple(path[0, :3].tolist()) for path in together}) == 5
+
+
+def test_augmented_experts_see_views_of_the_images_and_the_targets_of_the_whole_ones(world):
+    augment = {"crop_scale": [0.5, 1.0], "jitter": 1.0, "noise": 0.1}
+    paths, history, _ = world(augment=augment)
+    for index in range(2):
+        thetas, losses = by_torch(world, index, augment=augment)
+        assert torch.allclose(paths[index], thetas[::3], rtol=1e-4, atol=1e-5)
+        assert history["loss"][index] == pytest.approx(losses, rel=1e-4)
+    assert not torch.allclose(paths, world("plain")[0], atol=0.01)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.7}, {"augment": {"crop_scale": [0.5, 1.0]}}], ids=["plain", "ema", "augmented"])
+def test_several_experts_in_flight_are_what_they_are_alone(world, monkeypatch, changes):
+    alone, history, summary = world("alone", count=5, **changes)
+    monkeypatch.setattr(train, "in_flight", lambda *_: 3)  # and then the two that are left
+    together, again, also = world("together", count=5, **changes)
+    assert torch.equal(alone, together)
+    assert (history, summary) == (again, also)
+    heard = []
+    for calls in (13, 20, 4):  # in the second epoch of the first three, in the first epoch of the others, and again there
+        left = iter(range(calls))
+        with pytest.raises(Stopped):
+            world("resumed", count=5, reporter=Reporter(should_stop=lambda left=left: next(left, None) is None), **changes)
+    resumed, again, _ = world("resumed", count=5, reporter=Reporter(sink=heard.append), **changes)
+    assert torch.equal(alone, resumed)
+    assert history == again
+    assert heard[0]["done"] == 3 * EPOCHS * 3
+    assert heard[0]["total"] == 5 * EPOCHS * 3
+
+
+def test_experts_are_trained_side_by_side_only_where_they_leave_a_gpu_idle():
+    small, large = (build_student(StudentSpec(depth=3, width=width), (3, 32, 32), 10) for width in (4, 128))
+    other = build_student(StudentSpec(name="resnet10", width=16), (3, 32, 32), 10)
+    assert in_flight(small, 256, torch.device("cpu")) == 1
+    assert [in_flight(network, 256, torch.device("cuda")) for network in (small, large, other)] == [MOST, 1, 1]
+
+
+def test_a_rehearsal_changes_nothing():
+    moving, done = [torch.arange(3.0), torch.tensor(7.0)], []
+
+    def work():
+        done.append(moving[0].add_(1).clone())
+        moving[1].mul_(2)
+
+    rehearse(work, moving)
+    assert torch.equal(moving[0], torch.arange(3.0))
+    assert float(moving[1]) == 7.0
+    assert [float(state[0]) for state in done] == list(range(1, WARM_UP + 1))
+
+
+def test_differences_are_stored_if_asked_for_and_their_error_is_stated(world):
+    whole, history, summary = world("whole")
+    stored, again, also = world("stored", storage="bf16_deltas")
+    assert "storage_error" not in history | summary
+    error = again["storage_error"]
+    assert again == history | {"storage_error": error}
+    assert also == summary | {"storage_error": error}
+    assert 1e-4 < error["mean"] <= error["max"] < 0.005
+    apart = (stored - whole).norm(dim=2)[:, 1:] / (whole - whole[:, :1]).norm(dim=2)[:, 1:]
+    assert float(apart.max()) == pytest.approx(error["max"], rel=1e-3)
 
 
 @pytest.mark.parametrize("ema", [None, 0.7])

@@ -1,0 +1,167 @@
+"""An expert in training: momentum SGD on flat parameters, in place; a step neither waits for the device nor allocates for the update."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ddcore.data.augment import random_views
+from ddcore.data.images import Images, Normaliser, PixelRows
+from ddcore.matching.cores import Core
+from ddcore.matching.explicit import ExplicitConvNet
+from ddcore.networks.flat import FlatNetwork
+from ddcore.specs import AugmentSpec, ExpertsSpec
+from ddcore.task import generator
+
+WARM_UP = 3  # steps before a graph is captured: kernels are compiled and chosen, and memory is taken, on the first ones
+SMALL = 1 << 21  # numbers in a batch's largest feature map below which a GPU has room for other experts; a guess, not measured
+MOST = 8  # experts in flight
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What experts learn, all on one device: images, their targets [n, d]; and how random views of images are taken, if they are."""
+
+    images: PixelRows
+    targets: Tensor
+    normaliser: Normaliser
+    augment: AugmentSpec | None
+
+    @staticmethod
+    def of(data: Images, targets: Tensor, normaliser: Normaliser, core: Core, augment: AugmentSpec | None) -> "Regression":
+        """On the device of `normaliser`, in the memory format that `core` reads without a copy."""
+        device = normaliser.shift.device
+        memory_format = core.blocks.memory_format if isinstance(core, ExplicitConvNet) else torch.contiguous_format
+        return Regression(PixelRows(data.images.to(device), normaliser, memory_format), targets.to(device), normaliser, augment)
+
+    def batch(self, rows: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Normalised images float32 [b, c, h, w], or views of them, and the targets [b, d] of the images as they are."""
+        targets = self.targets.index_select(0, rows)
+        if self.augment is None:
+            return self.images.batch(rows), targets
+        return self.normaliser(random_views(self.images.pixels(rows), self.augment, random)), targets
+
+
+@dataclass
+class Expert:
+    """One expert in flight; its tensors are changed in place, so what is kept of them is cloned.
+
+    average: the moving average of theta, or theta itself. loss_sum: [] over the images of the epoch so far. snapshots: on the CPU.
+    """
+
+    theta: Tensor
+    velocity: Tensor
+    average: Tensor
+    random: torch.Generator
+    loss_sum: Tensor
+    snapshots: list[Tensor] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    @staticmethod
+    def begin(network: FlatNetwork, spec: ExpertsSpec, seed: int, index: int, device: torch.device) -> "Expert":
+        """Expert `index` of the whole run: its stream of randomness does not depend on how experts are split into shards."""
+        random = generator(seed, "expert", index)
+        start = network.init(random)
+        theta = start.to(device, copy=True)
+        average = theta if spec.ema is None else theta.clone()
+        return Expert(theta, torch.zeros_like(theta), average, random, torch.zeros((), device=device), [start])
+
+    @property
+    def moving(self) -> list[Tensor]:
+        """All that a step changes, but for the generator."""
+        return [self.theta, self.velocity, self.average, self.loss_sum]
+
+    def state(self) -> dict[str, Tensor]:
+        """Clones of all it takes to go on from the end of an epoch."""
+        tensors = {"theta": self.theta.clone(), "velocity": self.velocity.clone(), "random": self.random.get_state()}
+        return tensors if self.average is self.theta else tensors | {"average": self.average.clone()}
+
+    @staticmethod
+    def restore(state: dict[str, Tensor], snapshots: list[Tensor], losses: list[float], device: torch.device) -> "Expert":
+        random = torch.Generator()
+        random.set_state(state["random"])
+        theta = state["theta"].to(device)
+        average = state["average"].to(device) if "average" in state else theta
+        return Expert(theta, state["velocity"].to(device), average, random, torch.zeros((), device=device), snapshots, losses)
+
+    def end_epoch(self, mean_loss: float) -> None:
+        self.losses.append(mean_loss)
+        self.snapshots.append(self.average.to("cpu", copy=True))
+        self.loss_sum.zero_()
+
+
+class Lane:
+    """Where one expert trains."""
+
+    def __init__(self, core: Core, expert: Expert, spec: ExpertsSpec, data: Regression) -> None:
+        self.core, self.expert, self.spec, self.data = core, expert, spec, data
+
+    def begin_epoch(self) -> None:
+        """Called before the first step of an epoch."""
+
+    def step(self, rows: Tensor) -> None:
+        """One step of SGD on the images `rows` [b] (on the device)."""
+        expert, spec = self.expert, self.spec
+        found = self.core.gradient(expert.theta, *self.data.batch(rows, expert.random))
+        expert.velocity.mul_(spec.momentum).add_(found.gradient).add_(expert.theta, alpha=spec.weight_decay)
+        expert.theta.add_(expert.velocity, alpha=-spec.lr)
+        if spec.ema is not None:
+            expert.average.lerp_(expert.theta, 1.0 - spec.ema)
+        expert.loss_sum.add_(found.loss, alpha=len(rows))
+
+    def end_epoch(self) -> None:
+        """Called after the last step of an epoch; then the expert may be read."""
+
+
+class CudaLane(Lane):
+    """A lane with a stream of its own, beside which others run; batches of full size are replayed from a graph of one step.
+
+    A small student's step is many short kernels: from a graph they follow each other without the host, and those of several experts
+    overlap. Random views are drawn on the CPU, so steps with them are launched one by one.
+    """
+
+    def __init__(self, core: Core, expert: Expert, spec: ExpertsSpec, data: Regression) -> None:
+        super().__init__(core, expert, spec, data)
+        device = expert.theta.device
+        self.stream = torch.cuda.Stream(device)
+        self.rows = torch.empty(min(spec.batch_size, len(data.images)), dtype=torch.int64, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def begin_epoch(self) -> None:
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+
+    def step(self, rows: Tensor) -> None:
+        with torch.cuda.stream(self.stream):
+            if self.data.augment is not None or len(rows) != len(self.rows):
+                super().step(rows)
+                return
+            self.rows.copy_(rows)
+            if self.graph is None:
+                self.graph = self._captured()
+            self.graph.replay()
+
+    def end_epoch(self) -> None:
+        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        rehearse(lambda: Lane.step(self, self.rows), self.expert.moving)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            super().step(self.rows)
+        return graph
+
+
+def rehearse(work: Callable[[], None], moving: list[Tensor]) -> None:
+    """Do `work`, which changes the tensors `moving` in place, a few times for nothing: they are as before afterwards."""
+    before = [tensor.clone() for tensor in moving]
+    for _ in range(WARM_UP):
+        work()
+    for tensor, kept in zip(moving, before, strict=True):
+        tensor.copy_(kept)
+
+
+def in_flight(network: FlatNetwork, batch_size: int, device: torch.device) -> int:
+    """Experts to train side by side: on a CPU one, whose threads are busy with it; on a GPU more if a student leaves it idle."""
+    small = network.largest_map is not None and network.largest_map * batch_size <= SMALL
+    return MOST if device.type == "cuda" and small else 1
