@@ -101,7 +101,7 @@ class InnerRun:
             first = t - t % self.stride
             theta, velocity = self.thetas[first], self.velocities.pop(first, None)
             for s in range(first, t):
-                _, theta, next_velocity = self.inner.step(s, theta, velocity)
+                theta, next_velocity = self.inner.step(s, theta, velocity)[1:]
                 velocity = next_velocity if self.inner.momentum else None
                 self.thetas[s + 1] = theta
         return self.thetas.pop(t).to(self.end.device, non_blocking=True)
@@ -131,6 +131,7 @@ def run_inner(inner: Inner, start: Tensor, memory: Memory = Memory()) -> InnerRu
             run.kept[t] = forward.kept
         if inner.rate.ndim:
             run.gradients[t] = forward.gradient
+        del forward  # else what it keeps would live on beside the next step's
     run.end = theta
     return run
 
@@ -150,6 +151,7 @@ def pull_back(run: InnerRun, end: Tensor) -> Gradients:
         a = torch.addcmul(a, found.theta, outside, value=-1)
         d_images.index_add_(0, inner.batches[t], inner.before_augmenting(t, found.x) * -outside)
         d_targets.index_add_(0, inner.batches[t], found.y * -outside)
+        del found
     return Gradients(d_images, d_targets, d_rate, a)
 
 

@@ -1,0 +1,132 @@
+"""The memory planner: its figures against the allocator's, its choices, its refusals."""
+
+import pytest
+import torch
+
+from ddcore.errors import DdcoreError
+from ddcore.matching.adjoint import Inner, Memory, pull_back, run_inner
+from ddcore.matching.blocks.eager import EagerBlocks
+from ddcore.matching.blocks.native import native_blocks
+from ddcore.matching.cores import Core
+from ddcore.matching.explicit import ExplicitConvNet
+from ddcore.matching.memory import SHARE, Need, free_bytes, measure, peak_bytes, plan_memory, sparse_bytes
+from ddcore.networks.flat import build_student
+from ddcore.specs import StudentSpec
+from ddcore.task import generator
+
+CPU = torch.device("cpu")
+
+
+def inner_of(core="eager", steps=6, momentum=0.0, layered=False, batch=16):
+    network = build_student(StudentSpec(depth=2, width=16), (3, 16, 16), 40)
+    cores = {
+        "generic": lambda: Core(network),
+        "eager": lambda: ExplicitConvNet(network, EagerBlocks()),
+        "native": lambda: ExplicitConvNet(network, native_blocks() or EagerBlocks()),
+    }
+    make = generator(0, "memory")
+    images, targets = torch.randn(32, 3, 16, 16, generator=make), torch.randn(32, 40, generator=make)
+    rate = torch.full((len(network.layer_sizes),), 0.1) if layered else torch.tensor(0.1)
+    batches = [torch.randperm(32, generator=make)[:batch] for _ in range(steps)]
+    return Inner(cores[core](), images, targets, rate, batches, momentum), network.init(make)
+
+
+def allocated(work):
+    """The peak of the allocator's own record of what `work` takes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    now = peak = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize("core", ["generic", "eager", "native"])
+@pytest.mark.parametrize("memory", [Memory(0), Memory(3), Memory(6), Memory(0, "sparse")], ids=str)
+def test_the_plans_figure_is_what_the_allocator_gives(core, memory):
+    inner, start = inner_of(core)
+    need = measure(inner, start)
+
+    def work():
+        run = run_inner(inner, start, memory)
+        pull_back(run, run.end)
+
+    work()
+    thetas = sparse_bytes(need, inner, 6) if memory.thetas == "sparse" else 6 * need.theta
+    planned, taken = need.step + thetas + memory.cached * need.kept, allocated(work)
+    assert taken <= 1.05 * planned
+    assert planned <= 1.5 * taken
+
+
+def test_the_counter_sees_what_the_allocator_sees():
+    def work():
+        held = [torch.ones(1000) for _ in range(5)]
+        del held[0]
+        torch.ones(3000)
+
+    assert peak_bytes(work, CPU) == 4 * 7000
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("layered", [False, True], ids=["one rate", "layers' rates"])
+@pytest.mark.parametrize("core", ["generic", "eager", "native"])
+def test_what_is_kept_changes_no_bit(core, momentum, layered):
+    inner, start = inner_of(core, 7, momentum, layered)
+    results = []
+    for memory in (Memory(), Memory(3), Memory(7), Memory(0, "host"), Memory(0, "sparse")):
+        run = run_inner(inner, start, memory)
+        found = pull_back(run, run.end - start)
+        assert not run.thetas
+        assert not run.kept
+        results.append((run.end, found.images, found.targets, found.rate, found.start))
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(others, results[0], strict=True))
+
+
+def test_plans_from_plenty_to_nothing():
+    inner, _ = inner_of(steps=16)
+    need = Need(step=1000, theta=100, kept=500)
+    plan = lambda bytes_: plan_memory(need, inner, int(bytes_ / SHARE) + 1, CPU)  # noqa: E731
+    assert plan(1000 + 16 * 100 + 16 * 500) == Memory(16)
+    assert plan(1000 + 16 * 100 + 3 * 500 + 499) == Memory(3)
+    assert plan(1000 + 16 * 100) == Memory(0)
+    assert plan(1000 + 16 * 100 - 1) == Memory(0, "sparse")
+    assert plan(1000 + 8 * 100) == Memory(0, "sparse")
+    assert plan_memory(need, inner, int(1200 / SHARE), torch.device("cuda")) == Memory(0, "host")
+
+
+def test_what_cannot_fit_is_refused_with_the_figure_and_the_largest_that_would():
+    inner, _ = inner_of(steps=16)
+    gib = 2**30
+    with pytest.raises(DdcoreError) as caught:
+        plan_memory(Need(step=2 * gib, theta=gib, kept=gib), inner, 10 * gib, CPU)
+    error = caught.value
+    assert error.code == "out_of_memory"
+    assert "16 inner steps on batches of 16 need at least 10.00 GiB" in error.detail
+    assert "10.00 GiB are free" in error.detail
+    assert "inner_steps of 9 or less" in error.hint  # 2 + 2 * 3 = 8 GiB, which is 80 %
+    with pytest.raises(DdcoreError) as caught:
+        plan_memory(Need(step=8 * gib, theta=gib // 100, kept=gib), inner, 4 * gib, CPU)
+    assert "batch_size of about 6 or less" in caught.value.hint
+    with pytest.raises(DdcoreError, match="smaller student|at least"):
+        plan_memory(Need(step=800 * gib, theta=gib, kept=gib), inner, 4 * gib, CPU)
+
+
+def test_a_plan_by_measure_fits_what_it_was_given():
+    inner, start = inner_of("eager", steps=9)
+    need = measure(inner, start)
+    free = int((need.step + 9 * need.theta + 4 * need.kept) / SHARE)
+    memory = plan_memory(need, inner, free, CPU)
+    assert memory.cached in (3, 4)
+
+    def work():
+        run = run_inner(inner, start, memory)
+        pull_back(run, run.end)
+
+    assert allocated(work) <= free
+
+
+def test_free_memory_is_a_number_of_bytes_that_this_machine_could_have():
+    assert 2**20 < free_bytes(CPU) < 2**50
