@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check up clean
+.PHONY: help venv demo test check bench up clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,15 @@ check: venv ## formatting, lint, types, and which part may import which
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Eager blocks are what a machine without a C++ compiler has.
+bench: venv ## measure the engine against plain PyTorch (five minutes on two cores; leave the machine alone meanwhile)
+	$(BIN)/python -m benchmarks.unroll --steps 5 20
+	$(BIN)/python -m benchmarks.unroll --steps 10 --nothing-cached --seconds 20
+	$(BIN)/python -m benchmarks.unroll --steps 5 --core eager --seconds 20
+	$(BIN)/python -m benchmarks.unroll --preset demo --seconds 10
+	$(BIN)/python -m benchmarks.experts
+	$(BIN)/python -m benchmarks.teacher
 
 up: venv ## run the whole stack on 127.0.0.1:$(PORT) until Ctrl-C
 	@$(BIN)/potstill up --port $(PORT)

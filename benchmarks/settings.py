@@ -11,9 +11,11 @@ from benchmarks.machine import DTYPES
 from benchmarks.roofline import Sizes
 from ddcore.data.builtins import builtin
 from ddcore.matching.adjoint import batches_of
+from ddcore.matching.blocks.compiled import compiled_blocks
 from ddcore.matching.blocks.eager import EagerBlocks
 from ddcore.matching.blocks.interface import Blocks
 from ddcore.matching.blocks.native import native_blocks
+from ddcore.matching.blocks.triton import triton_blocks
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import ExplicitConvNet, core_of
 from ddcore.networks.backbones import build_backbone, feature_dim
@@ -76,6 +78,10 @@ def _blocks(name: str, device: torch.device) -> Blocks:
         blocks = EagerBlocks()
     elif name == "native" and device.type == "cpu":
         blocks = native_blocks()
+    elif name == "compiled":
+        blocks = compiled_blocks(device)
+    elif name == "triton" and device.type == "cuda":
+        blocks = triton_blocks()
     if blocks is None:
         raise SystemExit(f"--core {name}: there are no such blocks for {device.type} on this machine; try --core auto")
     return blocks

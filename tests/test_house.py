@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("api", "ddcore", "jobs", "potstill", "worker", "migrations")
+PACKAGES = ("api", "benchmarks", "ddcore", "jobs", "potstill", "worker", "migrations")
 LOOSE_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "base", "misc", "shared"}
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
