@@ -13,11 +13,11 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr long vector_bytes = 64;
+constexpr long vector_bytes = 64, registers = 24; // of 32, for sums
 #elif defined(__AVX__)
-constexpr long vector_bytes = 32;
+constexpr long vector_bytes = 32, registers = 12; // of 16
 #else
-constexpr long vector_bytes = 16;
+constexpr long vector_bytes = 16, registers = 12;
 #endif
 constexpr long group_bytes = 256;        // of a pixel's channels: two maps of 32x32 pixels then fit a second-level cache
 constexpr long worth_a_thread = 1 << 14; // elements; below, waking a thread costs more than it does
@@ -61,19 +61,23 @@ template <class Work> struct Team {
     }
 };
 
-// work(image, first channel, last channel) for every image and group of channels.
-template <class T, class Work> void share(const Shape& s, long threads, const Work& work) {
-    const long groups = (s.channels + group_of<T> - 1) / group_of<T>, items = s.images * groups;
-    const auto one = [&](long item) {
-        const long from = item % groups * group_of<T>, to = from + group_of<T>;
-        work(item / groups, from, to < s.channels ? to : s.channels);
-    };
-    const long enough = s.images * s.slab() / worth_a_thread;
+// work(item) for every item, which go through `elements` in all.
+template <class Work> void share(long items, long elements, long threads, const Work& work) {
+    const long enough = elements / worth_a_thread;
     threads = threads < enough ? threads : enough;
     threads = threads < items ? threads : items;
-    Team<decltype(one)> team{&one, items, {0}};
-    if (threads > 1 && gomp_parallel) gomp_parallel(&Team<decltype(one)>::run, &team, static_cast<unsigned>(threads), 0);
-    else Team<decltype(one)>::run(&team);
+    Team<Work> team{&work, items, {0}};
+    if (threads > 1 && gomp_parallel) gomp_parallel(&Team<Work>::run, &team, static_cast<unsigned>(threads), 0);
+    else Team<Work>::run(&team);
+}
+
+// work(image, first channel, last channel) for every image and group of channels.
+template <class T, class Work> void share_groups(const Shape& s, long threads, const Work& work) {
+    const long groups = (s.channels + group_of<T> - 1) / group_of<T>;
+    share(s.images * groups, s.images * s.slab(), threads, [&](long item) {
+        const long from = item % groups * group_of<T>, to = from + group_of<T>;
+        work(item / groups, from, to < s.channels ? to : s.channels);
+    });
 }
 
 // ---- walks over one image ------------------------------------------------------------------------------------------------------
@@ -120,7 +124,7 @@ inline void walk(const Shape& s, long strip, const Window& window, const Single&
 
 template <class T> void forward(const Shape& s, long threads, double eps, const T* u, const T* scale, const T* shift, T* h, T* stats) {
     const T share_of_one = T(1) / T(s.height * s.width);
-    share<T>(s, threads, [&](long image, long from, long to) {
+    share_groups<T>(s, threads, [&](long image, long from, long to) {
         const T* map = u + image * s.slab();
         T *out = h + image * s.pooled(), *mean = stats + image * s.channels, *r = mean + s.images * s.channels;
         for (long c = from; c < to; ++c) mean[c] = r[c] = 0;
@@ -158,6 +162,7 @@ template <class T> void forward(const Shape& s, long threads, double eps, const 
             const V middle = load<V>(mean + c), by = load<V>(r + c), g = load<V>(scale + c), b = load<V>(shift + c);
             const auto window = [&](const long(&at)[4], long pooled) {
                 V z[4];
+#pragma GCC unroll 4
                 for (int k = 0; k < 4; ++k) {
                     const V n = (load<V>(map + c + at[k]) - middle) * by;
                     z[k] = n * g + b;
@@ -186,7 +191,7 @@ int backward(
     T* partials = static_cast<T*>(std::malloc(sizeof(T) * 2 * s.images * s.channels));
     if (!partials) return 1;
     const T share_of_one = T(1) / T(s.height * s.width);
-    share<T>(s, threads, [&](long image, long from, long to) {
+    share_groups<T>(s, threads, [&](long image, long from, long to) {
         const T *map = u + image * s.slab(), *given = p_h + image * s.pooled();
         const T *mean = stats + image * s.channels, *r = mean + s.images * s.channels;
         T *out = p_u + image * s.slab(), *sum_np = partials + image * s.channels, *sum_p = sum_np + s.images * s.channels;
@@ -197,6 +202,7 @@ int backward(
             V of_np{}, of_p{};
             const auto window = [&](const long(&at)[4], long pooled) {
                 V count[4], n[4];
+#pragma GCC unroll 4
                 for (int k = 0; k < 4; ++k) {
                     n[k] = (load<V>(map + c + at[k]) - middle) * by;
                     const auto alive = n[k] * g + b > 0;
@@ -222,6 +228,7 @@ int backward(
             };
             const auto window = [&](const long(&at)[4], long pooled) {
                 const V p = load<V>(given + c + pooled) * quarter;
+#pragma GCC unroll 4
                 for (int k = 0; k < 4; ++k) {
                     const V n = (load<V>(map + c + at[k]) - middle) * by;
                     store(out + c + at[k], where(n * g + b > 0, p) - less - n * less_n);
@@ -240,7 +247,7 @@ void tangent(
     const Shape& s, long threads, const T* u, const T* stats, const T* scale, const T* shift, const T* u_dot, const T* scale_dot,
     const T* shift_dot, T* h_dot, T* stats_dot) {
     const T share_of_one = T(1) / T(s.height * s.width);
-    share<T>(s, threads, [&](long image, long from, long to) {
+    share_groups<T>(s, threads, [&](long image, long from, long to) {
         const T *map = u + image * s.slab(), *moved = u_dot + image * s.slab();
         const T *mean = stats + image * s.channels, *r = mean + s.images * s.channels;
         T *out = h_dot + image * s.pooled(), *mean_dot = stats_dot + image * s.channels, *mean_nu = mean_dot + s.images * s.channels;
@@ -256,6 +263,7 @@ void tangent(
             };
             const auto window = [&](const long(&at)[4], long) {
                 V dot[4], product[4];
+#pragma GCC unroll 4
                 for (int k = 0; k < 4; ++k) {
                     dot[k] = load<V>(moved + c + at[k]);
                     product[k] = (load<V>(map + c + at[k]) - middle) * dot[k];
@@ -278,6 +286,7 @@ void tangent(
             const V middle_dot = load<V>(mean_dot + c);
             const auto window = [&](const long(&at)[4], long pooled) {
                 V z_dot[4];
+#pragma GCC unroll 4
                 for (int k = 0; k < 4; ++k) {
                     const V n = (load<V>(map + c + at[k]) - middle) * by;
                     const V moving = n * of_n + gain * (load<V>(moved + c + at[k]) - middle_dot) + b_dot;
@@ -299,7 +308,7 @@ int second(
     T* partials = static_cast<T*>(std::malloc(sizeof(T) * 2 * s.images * s.channels));
     if (!partials) return 1;
     const T share_of_one = T(1) / T(s.height * s.width);
-    share<T>(s, threads, [&](long image, long from, long to) {
+    share_groups<T>(s, threads, [&](long image, long from, long to) {
         const T *map = u + image * s.slab(), *moved = u_dot + image * s.slab();
         const T *given_p = p_h + image * s.pooled(), *given_q = q_h + image * s.pooled();
         const T *mean = stats + image * s.channels, *r = mean + s.images * s.channels;
@@ -314,6 +323,7 @@ int second(
             V of_p{}, of_np{}, of_up{}, of_q{}, of_nq{};
             const auto window = [&](const long(&at)[4], long pooled) {
                 V count[4], n[4], dot[4];
+#pragma GCC unroll 4
                 for (int k = 0; k < 4; ++k) {
                     n[k] = (load<V>(map + c + at[k]) - middle) * by;
                     const auto alive = n[k] * g + b > 0;
@@ -362,6 +372,7 @@ int second(
             };
             const auto window = [&](const long(&at)[4], long pooled) {
                 const V both = load<V>(given_p + c + pooled) * by_p + load<V>(given_q + c + pooled) * by_q;
+#pragma GCC unroll 4
                 for (int k = 0; k < 4; ++k) {
                     const V n = (load<V>(map + c + at[k]) - middle) * by;
                     const V always = add_always + n * by_n + (load<V>(moved + c + at[k]) - middle_dot) * by_dot;
@@ -374,6 +385,88 @@ int second(
     reduce(s, partials, sums);
     std::free(partials);
     return 0;
+}
+
+// ---- the first convolution, back to its images ---------------------------------------------------------------------------------
+
+// taps [B, V vectors]: what each of B pixels gives to the 9 pixels around it, for each of the few channels of an image.
+template <class T, long V, long B> inline void give(const T* const maps[2], const T* const kernels[2], long pixel, long channels, T* taps) {
+    constexpr long N = vector_bytes / sizeof(T);
+    using Vector = typename Lanes<T, N>::Vector;
+    Vector sums[B][V]{};
+    for (int which = 0; which < 2; ++which) {
+        const T *from = maps[which] + pixel * channels, *kernel = kernels[which];
+        for (long i = 0; i < B * channels; i += 64 / sizeof(T)) __builtin_prefetch(from + B * channels + i); // the next pixels
+        for (long c = 0; c < channels; ++c, kernel += V * N) {
+            Vector k[V];
+#pragma GCC unroll 16
+            for (long v = 0; v < V; ++v) k[v] = load<Vector>(kernel + v * N);
+#pragma GCC unroll 16
+            for (long j = 0; j < B; ++j) {
+                const T x = from[j * channels + c];
+#pragma GCC unroll 16
+                for (long v = 0; v < V; ++v) sums[j][v] += x * k[v];
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (long j = 0; j < B; ++j)
+#pragma GCC unroll 16
+        for (long v = 0; v < V; ++v) store(taps + (j * V + v) * N, sums[j][v]);
+}
+
+template <class T, long V, long B>
+inline void give_row(const T* const maps[2], const T* const kernels[2], long pixel, long end, long channels, T* taps) {
+    for (; pixel + B <= end; pixel += B, taps += B * V * (vector_bytes / sizeof(T))) give<T, V, B>(maps, kernels, pixel, channels, taps);
+    if constexpr (B > 1) give_row<T, V, B / 2>(maps, kernels, pixel, end, channels, taps);
+}
+
+constexpr long pixels_at_once(long vectors) {
+    long pixels = 1;
+    while (2 * pixels * vectors <= registers) pixels *= 2;
+    return pixels;
+}
+
+// d_x [images, C, height, width] = weight^T q_u + weight_dot^T p_u; weights [channels, C, 3, 3]. A row's taps are computed for all of its
+// pixels as one small product of matrices, then each row of images is gathered from the taps of the three rows around it.
+template <class T, long C>
+int image_gradient(const Shape& s, long threads, const T* q_u, const T* p_u, const T* weight, const T* weight_dot, T* d_x) {
+    constexpr long N = vector_bytes / sizeof(T), V = (9 * C + N - 1) / N, lanes = V * N, B = pixels_at_once(V);
+    T* packed = static_cast<T*>(std::calloc(2 * s.channels * lanes, sizeof(T)));
+    if (!packed) return 1;
+    const T* const kernels[2] = {packed, packed + s.channels * lanes};
+    for (long c = 0; c < s.channels; ++c) {
+        std::memcpy(packed + c * lanes, weight + c * 9 * C, 9 * C * sizeof(T));
+        std::memcpy(packed + (s.channels + c) * lanes, weight_dot + c * 9 * C, 9 * C * sizeof(T));
+    }
+    std::atomic<int> failed{0};
+    share(s.images, 2 * s.images * s.slab(), threads, [&](long image) {
+        const long row = (s.width + 2) * lanes, plane = s.height * s.width;
+        T* ring = static_cast<T*>(std::calloc(3 * row, sizeof(T))); // taps of three rows, a pixel of zeros at both ends
+        if (!ring) {
+            failed = 1;
+            return;
+        }
+        const T* const maps[2] = {q_u + image * s.slab(), p_u + image * s.slab()};
+        for (long y = 0; y <= s.height; ++y) {
+            T* const below = ring + y % 3 * row;
+            if (y < s.height) give_row<T, V, B>(maps, kernels, y * s.width, (y + 1) * s.width, s.channels, below + lanes);
+            else std::memset(below, 0, row * sizeof(T));
+            if (y == 0) continue;
+            const T *const here = ring + (y - 1) % 3 * row, *const above = ring + (y + 1) % 3 * row;
+            for (long c = 0; c < C; ++c) {
+                T* out = d_x + (image * C + c) * plane + (y - 1) * s.width;
+                for (long x = 0; x < s.width; ++x) { // tap 3 ky + kx of the pixel at (1 - ky, 1 - kx) from here
+                    const long left = x * lanes + 9 * c, middle = left + lanes, right = middle + lanes;
+                    out[x] = (below[right] + below[middle + 1] + below[left + 2]) + (here[right + 3] + here[middle + 4] + here[left + 5]) +
+                             (above[right + 6] + above[middle + 7] + above[left + 8]);
+                }
+            }
+        }
+        std::free(ring);
+    });
+    std::free(packed);
+    return failed;
 }
 
 } // namespace
@@ -410,5 +503,19 @@ extern "C" void potstill_runtime(void* parallel) { gomp_parallel = reinterpret_c
             {images, height, width, channels}, threads, u, stats, u_dot, stats_dot, scale, shift, scale_dot, p_h, q_h, q_u, sums);     \
     }
 
+// IMAGES: how many channels an image has.
+#define POTSTILL_IMAGES(NAME, T, IMAGES)                                                                                               \
+    extern "C" int potstill_image_gradient_##IMAGES##_##NAME(                                                                          \
+        long threads, long images, long height, long width, long channels, const T* q_u, const T* p_u, const T* weight,                \
+        const T* weight_dot, T* d_x) {                                                                                                 \
+        return image_gradient<T, IMAGES>({images, height, width, channels}, threads, q_u, p_u, weight, weight_dot, d_x);               \
+    }
+
 POTSTILL_BLOCK(float, float)
 POTSTILL_BLOCK(double, double)
+POTSTILL_IMAGES(float, float, 1)
+POTSTILL_IMAGES(float, float, 2)
+POTSTILL_IMAGES(float, float, 3)
+POTSTILL_IMAGES(double, double, 1)
+POTSTILL_IMAGES(double, double, 2)
+POTSTILL_IMAGES(double, double, 3)

@@ -21,7 +21,8 @@ LAST = torch.channels_last
 
 Function = Callable[..., int]
 
-POINTERS = {"forward": 5, "backward": 7, "tangent": 9, "second": 11}  # arguments of each function after the sizes
+# Each function's pointers, which come after the sizes.
+POINTERS = {"forward": 5, "backward": 7, "tangent": 9, "second": 11} | {f"image_gradient_{channels}": 5 for channels in (1, 2, 3)}
 
 
 @functools.cache
@@ -120,9 +121,28 @@ class NativeBlocks(TorchConvolutions):
         d_scale, d_shift = sums.unbind()
         return q_u, d_scale, d_shift
 
+    def image_gradient(self, q_u: Tensor, p_u: Tensor, weight: Tensor, weight_dot: Tensor) -> Tensor:
+        """weight^T q_u + weight_dot^T p_u: [b, c_in, h, w] contiguous; by a kernel of its own for the 1 to 3 channels of an image."""
+        channels = weight.shape[1]
+        if channels > 3:
+            return super().image_gradient(q_u, p_u, weight, weight_dot)
+        q_u, p_u = q_u.contiguous(memory_format=LAST), p_u.contiguous(memory_format=LAST)
+        weight, weight_dot = weight.contiguous(), weight_dot.contiguous()
+        b, c, h, w = q_u.shape
+        _same(q_u, q_u.shape, p_u)
+        _same(q_u, (c, channels, 3, 3), weight, weight_dot)
+        d_x = torch.empty((b, channels, h, w), dtype=q_u.dtype)
+        _done(
+            self._of(q_u, 3 + channels)(
+                torch.get_num_threads(), b, h, w, c,
+                q_u.data_ptr(), p_u.data_ptr(), weight.data_ptr(), weight_dot.data_ptr(), d_x.data_ptr(),
+            )
+        )  # fmt: skip
+        return d_x
+
     def _of(self, u: Tensor, which: int) -> Function:
         functions = self._functions.get(u.dtype)
-        if functions is None or u.device.type != "cpu":
+        if functions is None or not u.is_cpu:
             raise TypeError(f"the native blocks take float32 and float64 on the CPU, not {u.dtype} on {u.device}")
         return functions[which]
 
@@ -136,9 +156,12 @@ def _function(library: ctypes.CDLL, name: str, word: str) -> Function:
 
 def _same(u: Tensor, shape: tuple[int, ...], *others: Tensor) -> None:
     """What C++ would read past the end of, or wrongly."""
+    dtype = u.dtype
     for other in others:
-        if other.shape != shape or other.dtype is not u.dtype or other.device != u.device:
-            raise ValueError(f"a block of {u.dtype} maps {tuple(u.shape)} wants {shape}, not {other.dtype} {tuple(other.shape)}")
+        if other.shape != shape or other.dtype is not dtype or not other.is_cpu:
+            raise ValueError(
+                f"a block of {dtype} maps {tuple(u.shape)} wants {tuple(shape)}, not {other.dtype} {tuple(other.shape)} on {other.device}"
+            )
         if len(shape) == 1 and not other.is_contiguous():
             raise ValueError("a block's scales and shifts must lie densely")
 

@@ -87,10 +87,11 @@ def test_any_layout_is_taken(blocks):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_threads_change_no_bit(blocks, threads, dtype):
     given = world((6, 100, 16, 16), dtype)
+    weights = [torch.randn(100, 3, 3, 3, generator=generator(number), dtype=torch.float64).to(dtype) for number in (1, 2)]
     runs = []
     for number in (1, 2, 2, 3):
         threads(number)
-        runs.append(native._run(blocks, *given))
+        runs.append([*native._run(blocks, *given), blocks.image_gradient(*given[0], *weights)])
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
 
 
@@ -118,7 +119,7 @@ def test_a_mean_far_from_zero_does_not_drown_the_variance(blocks):
         assert distance(ours, theirs) < 2e-3, name  # the mean itself is right to 6e-5 only
 
 
-@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("images", [1, 2, 3, 4])
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 2e-6)], ids=str)
 @pytest.mark.parametrize("shape", [(2, 8, 8, 8), (3, 130, 5, 7), (1, 1, 2, 2), (2, 128, 32, 32)], ids=str)
 def test_the_gradient_in_the_images_is_right(blocks, shape, images, dtype, near):
@@ -145,6 +146,8 @@ def test_what_cpp_would_misread_is_refused(blocks):
         blocks.backward(saved, scale, shift, u)
     with pytest.raises(ValueError, match="lie densely"):
         blocks.tangent(saved, scale, shift, u_dot, scale_dot, shift_dot.repeat_interleave(2)[::2])
+    with pytest.raises(ValueError, match=r"wants \(5, 1, 3, 3\)"):
+        blocks.image_gradient(u, u_dot, torch.zeros(5, 1, 3, 3).double(), torch.zeros(4, 1, 3, 3).double())
 
 
 def test_a_network_on_native_blocks_is_exact(blocks):
