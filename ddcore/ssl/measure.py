@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ddcore.data.images import Images, normalise
+from ddcore.data.images import Images, Normaliser
 from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
 from ddcore.task import generator
@@ -25,10 +25,10 @@ def extract_features(
 ) -> torch.Tensor:
     """Features float32 [n, d] of images uint8 [n, c, h, w], on their device, with the module in evaluation mode."""
     module.eval()
-    parts = []
+    normaliser, parts = Normaliser.of(mean, std, images.device), []
     for start in range(0, len(images), _BATCH):
         reporter.progress(start, len(images), "images", "features")
-        parts.append(module(normalise(images[start : start + _BATCH], mean, std)).float())
+        parts.append(module(normaliser(images[start : start + _BATCH])).float())
     return torch.cat(parts)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.augment import random_views
-from ddcore.data.images import Images, load_dataset, mean_std, normalise
+from ddcore.data.images import Images, Normaliser, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Every, Reporter
 from ddcore.networks.backbones import build_backbone, feature_dim
@@ -26,6 +26,7 @@ from ddcore.ssl.simclr import simclr
 from ddcore.ssl.teacher import Manifest, save_teacher
 from ddcore.ssl.trajectory import flat, gather, keep_snapshot, snapshot_steps
 from ddcore.task import Task, generator
+from ddcore.transfer import send
 
 Trained = DinoSpec | BarlowTwinsSpec | SimCLRSpec
 CHECKPOINT_SECONDS = 60
@@ -33,6 +34,7 @@ POINTS = 300  # of a curve
 LOOKS = 5  # k-NN accuracies measured on the way, on a sample
 LOOK_IMAGES = 2000
 UNIFORM = 0.98  # of the largest possible entropy
+COMPILER = "inductor"  # torch.compile's own
 
 
 def train_teacher(task: Task) -> dict[str, Any]:
@@ -62,14 +64,17 @@ class Run:
     order: torch.Tensor | None = None  # of the images in this epoch
 
     def __post_init__(self) -> None:
-        spec, count = self.spec, len(self.data)
+        spec, count, device = self.spec, len(self.data), self.task.device
         self.seed = int(self.task.params["seed"])
         self.batch_size = min(spec.batch_size, count)
         self.epoch_steps = count // self.batch_size
         self.total = spec.epochs * self.epoch_steps
         self.mean, self.std = mean_std(self.data.images)
-        self.objective = build_objective(spec, self.data.shape, self.seed, self.task.device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.objective.learning(), spec.weight_decay), lr=spec.lr)
+        self.normaliser = Normaliser.of(self.mean, self.std, device)
+        self.objective = build_objective(spec, self.data.shape, self.seed, device)
+        groups = parameter_groups(self.objective.learning(), spec.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=spec.lr, fused=device.type == "cuda")  # a few launches instead of hundreds
+        self.amp = torch.autocast(device.type, torch.bfloat16, enabled=spec.amp if device.type == "cuda" else spec.cpu_amp)
         self.snapshots = snapshot_steps(self.total, spec.snapshots)
         self.rate = 0.0
 
@@ -99,12 +104,13 @@ class Run:
     def _update(self) -> None:
         epoch, place = divmod(self.step, self.epoch_steps)
         if place == 0 or self.order is None:
-            self.order = torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch)).to(self.task.device)
+            self.order = send(torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch)), self.task.device)
         rows = self.order[place * self.batch_size : (place + 1) * self.batch_size]
         for module in self.objective.modules.values():
             module.train()
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.spec.amp and self.task.device.type == "cuda"):
-            loss, figures = self.objective.loss(self._views(self.data.images[rows]), self.step / self.epoch_steps)
+        views = self._views(self.data.images.index_select(0, rows))
+        with self.amp:
+            loss, figures = self.objective.loss(views, self.step / self.epoch_steps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.objective.before_update(epoch)
@@ -129,7 +135,7 @@ class Run:
         views = [random_views(batch, spec.augment, draw) for _ in range(2)]
         if isinstance(spec, DinoSpec):
             views += [random_views(batch, spec.augment, draw, spec.local_crop_scale) for _ in range(spec.local_crops)]
-        return [normalise(view, self.mean, self.std).to(memory_format=torch.channels_last) for view in views]
+        return [self.normaliser(view).to(memory_format=torch.channels_last) for view in views]
 
     def _log(self, figures: dict[str, Any]) -> None:
         for name, value in figures.items():
@@ -223,7 +229,10 @@ class Run:
 
 
 def build_objective(spec: Trained, shape: tuple[int, int, int], seed: int, device: torch.device) -> Objective:
-    """Backbone, heads and loss on `device`, initialised from `seed`; PyTorch's global generator is left as it was."""
+    """Backbone, heads and loss on `device`, initialised from `seed`; PyTorch's global generator is left as it was.
+
+    Channels last: on a CPU, too, a ResNet's step takes a quarter less time so (1.16 to 1.32 the other way), a ConvNet's the same.
+    """
     channels, size = shape[0], (shape[1], shape[2])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(seed, "teacher").initial_seed())
@@ -238,6 +247,8 @@ def build_objective(spec: Trained, shape: tuple[int, int, int], seed: int, devic
             objective = simclr(spec, backbone, width)
     for module in objective.modules.values():
         module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if spec.compile and module in (objective.backbone, objective.result):
+            module.compile(backend=COMPILER)
     objective.buffers = {name: buffer.to(device) for name, buffer in objective.buffers.items()}
     return objective
 

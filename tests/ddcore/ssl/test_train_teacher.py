@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from ddcore.data.images import Images, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
+from ddcore.ssl import train
 from ddcore.ssl.dino import momentum_at
 from ddcore.ssl.teacher import load_teacher
 from ddcore.ssl.train import learning_rate, train_teacher
@@ -59,7 +60,7 @@ def test_files_and_facts(make_task: MakeTask, dataset: Path, teacher: dict[str, 
     assert 1.5 < manifest.feature_rank <= 32
     assert manifest.images_per_second is not None
     assert manifest.images_per_second > 0
-    assert summary["knn_accuracy"] == manifest.knn_accuracy
+    assert (summary["knn_accuracy"], summary["images_per_second"]) == (manifest.knn_accuracy, manifest.images_per_second)
     assert not module.training
     trajectory = load_file(task.out / "trajectory.safetensors")
     width = sum(p.numel() for p in module.parameters())
@@ -113,6 +114,46 @@ def test_a_stopped_run_goes_on_bit_for_bit(make_task: MakeTask, dataset: Path, t
     other = make_task("other", params(teacher, seed=1), dataset=dataset)
     train_teacher(other)
     assert state(other.out)[0] != state(whole.out)[0]
+
+
+@pytest.mark.parametrize("teacher", [DINO, SIMCLR], ids=["dino", "simclr"])
+def test_a_compiled_backbone_learns_the_same(
+    make_task: MakeTask, dataset: Path, monkeypatch: pytest.MonkeyPatch, teacher: dict[str, Any]
+) -> None:
+    graphs: list[Any] = []
+
+    def compiler(graph: Any, inputs: Any) -> Any:  # torch.compile's front, without the minute that its back takes
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(train, "COMPILER", compiler)
+    plain, compiled = (make_task(name, params(teacher, compile=name == "compiled"), dataset=dataset) for name in ("plain", "compiled"))
+    train_teacher(plain)
+    assert not graphs
+    train_teacher(compiled)
+    assert graphs
+    first, second = (load_file(task.out / "teacher.safetensors") for task in (plain, compiled))
+    assert list(first) == list(second)  # the names of an ordinary module
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-4)
+    polls = iter([False] * 4)
+    stopping = Reporter(should_stop=lambda: next(polls, True))
+    with pytest.raises(Stopped):
+        train_teacher(make_task("stopped", params(teacher, compile=True), stopping, dataset=dataset))
+    resumed = make_task("stopped", params(teacher, compile=True), dataset=dataset)
+    train_teacher(resumed)
+    assert state(resumed.out) == state(compiled.out)
+
+
+def test_bfloat16_on_a_cpu_is_used_where_asked_for_and_hurts_little(make_task: MakeTask, dataset: Path) -> None:
+    ends = {}
+    for name in ("plain", "halved"):
+        task = make_task(name, params(SIMCLR, epochs=10, lr=5e-3, cpu_amp=name == "halved"), dataset=dataset)
+        train_teacher(task)
+        ends[name] = [value for _, value in json.loads((task.out / "history.json").read_text())["loss"]]
+    assert ends["plain"] != ends["halved"]
+    assert ends["halved"] == pytest.approx(ends["plain"], rel=0.1)
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(task.out / "teacher.safetensors").values())
 
 
 @pytest.mark.parametrize("teacher", [BARLOW, SIMCLR], ids=["barlow_twins", "simclr"])
