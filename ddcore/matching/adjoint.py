@@ -35,6 +35,11 @@ class Memory:
     cached: int = 0
     thetas: Literal["device", "host", "sparse"] = "device"
 
+    def words(self, steps: int) -> str:
+        """For people, of a run of `steps` steps."""
+        where = {"device": "all parameters on the device", "host": "parameters in host memory", "sparse": "parameters of a few steps"}
+        return f"{self.cached} of {steps} inner steps keep their passes, {where[self.thetas]}"
+
 
 @dataclass(frozen=True)
 class Inner:
@@ -65,10 +70,7 @@ class Inner:
 
     def rates(self) -> Tensor:
         """The rate of every parameter: [], or [P] where each layer has its own."""
-        if self.rate.ndim == 0:
-            return self.rate
-        sizes = self.core.network.layer_sizes
-        return torch.cat([rate.expand(size) for rate, size in zip(self.rate, sizes, strict=True)])
+        return self.rate if self.rate.ndim == 0 else self.core.network.spread(self.rate)
 
     def step(self, t: int, theta: Tensor, velocity: Tensor | None) -> tuple[Forward, Tensor, Tensor]:
         """The derivatives at theta_t, theta_{t+1} and v_{t+1}."""

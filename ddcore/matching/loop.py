@@ -8,13 +8,17 @@ from typing import Any
 import torch
 
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
+from ddcore.data.differentiable import Views
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Every, Reporter
 from ddcore.experts.store import Trajectories
 from ddcore.matching.adjoint import Gradients, Inner, Memory, batches_of, pull_back, run_inner
 from ddcore.matching.cores import Core
 from ddcore.matching.losses import normalised_distance
+from ddcore.matching.memory import free_bytes, measure, plan_memory
+from ddcore.networks.flat import FlatNetwork
 from ddcore.specs import MKDTSpec
+from ddcore.synthetic import mean_rate
 
 CHECKPOINT_SECONDS = 60.0
 CURVE_POINTS = 300
@@ -31,7 +35,7 @@ class State:
 
     images: torch.Tensor  # [m, c, h, w], normalised
     targets: torch.Tensor  # [m, d]
-    rate: torch.Tensor  # []
+    rate: torch.Tensor  # [], or [num_layers], all alike at the start
     optimiser: torch.optim.Optimizer
     random: torch.Generator
     skipped: torch.Tensor  # [] windows whose loss or gradient was not finite
@@ -54,17 +58,18 @@ class State:
         return State(images, targets, rate, optimiser, random, torch.zeros((), device=images.device), 0, ([], []))
 
 
-def match(
-    core: Core, experts: Trajectories, spec: MKDTSpec, memory: Memory, state: State, work: Path, reporter: Reporter
-) -> dict[str, list[list[float]]]:
+def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work: Path, reporter: Reporter) -> dict[str, list[list[float]]]:
     """Run `spec.iterations` outer steps on `state` in place; returns the curves `matching_loss` and `learned_lr`.
 
     One iteration (MKDT, 2410.02116, algorithm 1): draw an expert and a start epoch, train from its snapshot there for
     `inner_steps` on the synthetic set, compare the end with the snapshot `expert_epochs` later, and step along the exact gradient.
-    Raises `DdcoreError` diverged, and `Stopped` after writing a checkpoint.
+    Raises `DdcoreError` out_of_memory before the first iteration where no plan fits, diverged, and `Stopped` after writing a checkpoint.
     """
-    first_rate = float(state.rate)  # before a checkpoint moves it: the bounds are those of the whole run
+    first_rate = float(state.rate.flatten()[0])  # before a checkpoint moves it: the bounds are those of the whole run
     _resume(work, state)
+    views = Views(spec.augment, spec.inner_steps, state.images) if spec.augment else None
+    memory = _plan(core, experts, spec, state, views)
+    reporter.note(f"matching with the {core.name} core; {memory.words(spec.inner_steps)}")
     saved = Every(CHECKPOINT_SECONDS)
     stride = max(1, spec.iterations // CURVE_POINTS)
     while state.iteration < spec.iterations:
@@ -73,19 +78,29 @@ def match(
         except Stopped:
             _save(work, state)
             raise
-        state.recent.append(_iterate(core, experts, spec, memory, state, first_rate))
+        state.recent.append(_iterate(core, experts, spec, memory, state, views, first_rate))
         state.iteration += 1
         if state.iteration % stride == 0 or state.iteration == spec.iterations:
             _record(state, reporter)
         if state.iteration % LOOK_EVERY == 0 or state.iteration == spec.iterations:
-            _check(state, spec, first_rate)
+            _check(state, spec, core.network, first_rate)
         if saved.due():
             _save(work, state)
     reporter.progress(spec.iterations, spec.iterations, "iterations", "matching trajectories")
     return {"matching_loss": state.history[0], "learned_lr": state.history[1]}
 
 
-def _iterate(core: Core, experts: Trajectories, spec: MKDTSpec, memory: Memory, state: State, first_rate: float) -> torch.Tensor:
+def _plan(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, views: Views | None) -> Memory:
+    """What an iteration keeps, from one step measured on a whole batch."""
+    device, size = state.images.device, min(spec.batch_size, len(state.images))
+    batches = [torch.arange(size, device=device)] * spec.inner_steps
+    inner = Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views)
+    return plan_memory(measure(inner, experts.row(0, 0).to(device)), inner, free_bytes(device), device)
+
+
+def _iterate(
+    core: Core, experts: Trajectories, spec: MKDTSpec, memory: Memory, state: State, views: Views | None, first_rate: float
+) -> torch.Tensor:
     """One outer step; returns the outer loss, still on the device. Nothing here waits for the device."""
     device = state.images.device
     expert = int(torch.randint(experts.num_experts, (), generator=state.random))
@@ -94,7 +109,9 @@ def _iterate(core: Core, experts: Trajectories, spec: MKDTSpec, memory: Memory, 
     goal = experts.row(expert, start_epoch + spec.expert_epochs).to(device)
     batches = [b.to(device) for b in batches_of(len(state.images), spec.batch_size, spec.inner_steps, state.random)]
 
-    run = run_inner(Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum), start, memory)
+    if views is not None:
+        views.draw(state.random)
+    run = run_inner(Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views), start, memory)
     loss, end = normalised_distance(run.end, start, goal)
     gradients = pull_back(run, end)
     before = state.rate.clone()
@@ -119,16 +136,16 @@ def _record(state: State, reporter: Reporter) -> None:
     losses = torch.stack(state.recent)
     state.recent.clear()
     finite = losses[torch.isfinite(losses)]
-    values = (float(finite.mean()) if len(finite) else math.inf, float(state.rate))
+    values = (float(finite.mean()) if len(finite) else math.inf, mean_rate(state.rate))
     for curve, name, value in zip(state.history, ("matching_loss", "learned_lr"), values, strict=True):
         if math.isfinite(value):
             curve.append([state.iteration, value])
             reporter.metric(name, state.iteration, value)
 
 
-def _check(state: State, spec: MKDTSpec, first_rate: float) -> None:
+def _check(state: State, spec: MKDTSpec, network: FlatNetwork, first_rate: float) -> None:
     """The guards. Raises `DdcoreError` diverged with the numbers and what to change."""
-    skipped, rate = float(state.skipped), float(state.rate)
+    skipped, rates = float(state.skipped), state.rate.flatten().tolist()
     for name, tensor in (("images", state.images), ("targets", state.targets)):
         if not torch.isfinite(tensor).all():
             raise DdcoreError("diverged", f"the synthetic {name} became infinite by iteration {state.iteration}", _advice(spec))
@@ -136,11 +153,13 @@ def _check(state: State, spec: MKDTSpec, first_rate: float) -> None:
         raise DdcoreError(
             "diverged", f"{skipped:.0f} of {state.iteration} windows gave a loss or gradient that is not finite", _advice(spec)
         )
-    at_bound = rate <= first_rate / RATE_BOUND * 1.001 or rate >= first_rate * RATE_BOUND * 0.999
-    if at_bound:
+    for layer, rate in enumerate(rates):
+        if first_rate / RATE_BOUND * 1.001 < rate < first_rate * RATE_BOUND * 0.999:
+            continue
+        whose = f" of layer {network.layer_names[layer]}" if state.rate.ndim else ""
         raise DdcoreError(
             "diverged",
-            f"the learned rate ran from {first_rate:g} to its bound {rate:g} by iteration {state.iteration}",
+            f"the learned rate{whose} ran from {first_rate:g} to its bound {rate:g} by iteration {state.iteration}",
             f"lower method.lr_rate (it was {spec.lr_rate:g}) or set method.initial_rate nearer to where it belongs",
         )
 

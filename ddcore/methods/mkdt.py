@@ -25,6 +25,8 @@ def distill(task: Task, material: Material) -> SyntheticSet:
     begun = load_synthetic(task.input("init") / "synthetic.safetensors")
     network = build_student(StudentSpec(**task.params["student"]), tuple(begun.images.shape[1:]), begun.targets.shape[1]).to(task.device)
     rate = torch.tensor(spec.initial_rate or task.params["rate"])
+    if spec.rates == "per_layer":
+        rate = rate.repeat(len(network.layer_sizes))
     state = State.begin(
         spec,
         begun.normalised().to(task.device).contiguous(),
@@ -33,7 +35,7 @@ def distill(task: Task, material: Material) -> SyntheticSet:
         generator(task.params["seed"], "matching"),
     )
     with threads_for(network, min(spec.batch_size, len(begun.images))):
-        curves = match(core_of(network), Trajectories(task.inputs["experts"]), spec, state, task.work, task.reporter)
+        curves = match(core_of(network, task.device), Trajectories(task.inputs["experts"]), spec, state, task.work, task.reporter)
     (task.out / "history.json").write_text(json.dumps(curves))
     if skipped := int(state.skipped):
         task.reporter.note(f"{skipped} of {spec.iterations} windows were skipped: their loss or gradient was not finite")

@@ -13,8 +13,8 @@ from ddcore.data.images import Images, mean_std, normalise
 from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
 from ddcore.experts.train import train_experts
-from ddcore.matching.adjoint import batches_of, run_inner
-from ddcore.matching.explicit import core_of
+from ddcore.matching.adjoint import Inner, batches_of, run_inner
+from ddcore.matching.cores import Core
 from ddcore.matching.losses import normalised_distance
 from ddcore.methods import METHODS, run_method
 from ddcore.methods.k_means import nearest
@@ -143,8 +143,8 @@ def outer_loss(made, experts, draws=20):
         for expert in range(3):
             for epoch in (0, 1):
                 start, goal = experts.row(expert, epoch), experts.row(expert, epoch + 1)
-                done = run_inner(core_of(network), start, made.normalised(), made.targets, made.learned_lr, order)
-                total.append(float(normalised_distance(done.thetas[-1], start, goal)[0]))
+                done = run_inner(Inner(Core(network), made.normalised(), made.targets, made.learned_lr, order), start)
+                total.append(float(normalised_distance(done.end, start, goal)[0]))
     return sum(total) / len(total)
 
 
@@ -175,6 +175,17 @@ def test_mkdt_that_moves_nothing_keeps_the_set_it_began_from(run):
     assert torch.allclose(made.images, begun.images, atol=1e-6)
     assert torch.equal(made.targets, begun.targets)
     assert float(made.learned_lr) == pytest.approx(0.2)
+
+
+def test_mkdt_learns_a_rate_for_each_layer_through_augmented_steps(run):
+    begun, folder, _ = run({"name": "random"}, 12)
+    fields = MKDT.model_dump(mode="json") | {"rates": "per_layer", "augment": ["shift", "cutout"], "lr_rate": 1e-4, "iterations": 5}
+    made, out, summary = run(fields, 12, init=folder)
+    assert made.learned_lr.shape == (3,)  # convolution, norm, linear
+    assert len(set(made.rates)) == 3
+    assert (summary["learned_lr"], summary["learned_lrs"]) == (made.rate, made.rates)
+    assert json.loads((out / "history.json").read_text())["learned_lr"][-1][1] == pytest.approx(made.rate)
+    assert begun.rates is None
 
 
 def test_every_method_of_the_specs_is_in_the_table():
