@@ -33,12 +33,12 @@ check: venv ## formatting, lint, types, and which part may import which
 
 # Eager blocks are what a machine without a C++ compiler has.
 bench: venv ## measure the engine against plain PyTorch (five minutes on two cores; leave the machine alone meanwhile)
-	$(BIN)/python -m benchmarks.unroll --steps 5 20
-	$(BIN)/python -m benchmarks.unroll --steps 10 --nothing-cached --seconds 20
+	$(BIN)/python -m benchmarks.unroll --steps 5 20 --seconds 30
+	$(BIN)/python -m benchmarks.unroll --steps 10 --nothing-cached --repeats 1
 	$(BIN)/python -m benchmarks.unroll --steps 5 --core eager --seconds 20
 	$(BIN)/python -m benchmarks.unroll --preset demo --seconds 10
-	$(BIN)/python -m benchmarks.experts
-	$(BIN)/python -m benchmarks.teacher
+	$(BIN)/python -m benchmarks.experts --seconds 10
+	$(BIN)/python -m benchmarks.teacher --seconds 15
 
 up: venv ## run the whole stack on 127.0.0.1:$(PORT) until Ctrl-C
 	@$(BIN)/potstill up --port $(PORT)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-FEWEST, MOST = 5, 51
+FEWEST, MOST = 3, 51
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,20 @@ def interleave(
 ) -> Pairs:
     """Baseline, ours, baseline, ours, ...: each call returns the seconds it took.
 
-    First `warm_up` runs of each are thrown away: caches, just-in-time compilation, memory that is then reused. Without `repeats`, as
-    many pairs as take about `seconds`, from FEWEST to MOST. Garbage is collected before each run, and never during one.
+    First `warm_up` runs of each are thrown away: caches, just-in-time compilation, memory that is then reused. Without `repeats`, there
+    are pairs until they have taken `seconds`, from FEWEST to MOST. Garbage is collected before each run, and never during one.
     """
-    sides = (baseline, ours)
     gc.collect()
     gc.freeze()  # what was there before is not looked through again and again
-    first = sum([[_run(side) for side in sides] for _ in range(warm_up)][-1]) if warm_up else 0.0
-    if repeats is None:
-        repeats = min(max(FEWEST, int(seconds / max(first, 1e-6))), MOST)
-    found = [[_run(side) for side in sides] for _ in range(repeats)]
+    fewest, most = (FEWEST, MOST) if repeats is None else (repeats, repeats)
+    for _ in range(warm_up):
+        _run(baseline), _run(ours)
+    pairs = Pairs([], [])
+    while (done := len(pairs.ours)) < fewest or (done < most and sum(pairs.ours) + sum(pairs.baseline) < seconds):
+        pairs.baseline.append(_run(baseline))
+        pairs.ours.append(_run(ours))
     gc.unfreeze()
-    return Pairs([pair[1] for pair in found], [pair[0] for pair in found])
+    return pairs
 
 
 def clocked(run: Callable[[], object], device: torch.device, times: int = 1) -> Callable[[], float]:

@@ -125,7 +125,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="as the engine decides when absent")
     parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for the pairs of each row (at least five are made)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time for the pairs of each row (at least three are made)")
     return parser.parse_args(arguments)
 
 

@@ -1,6 +1,6 @@
 """The inner run and its exact gradient against the plain full unroll: time, memory, exactness. `python -m benchmarks.unroll --help`
 
-For each N of --steps: both sides in turn, in one process, after a warm-up, with the same threads, data and allocator setting; the ratio is
+For each N of --steps: both sides in turn, in one process, both warm, with the same threads, data and allocator setting; the ratio is
 the median of the ratios of neighbours. Memory is measured in runs of its own: the peak of bytes allocated above those before the run,
 with nothing cached, and as timed. Exactness is measured on small networks in float64 (`benchmarks.exactness`).
 
@@ -12,7 +12,8 @@ The last line is one JSON object. It describes the last N; `rows` has all of the
     cached                                     steps whose passes were kept while timing
     peak_memory_ratio                          nothing cached; peak_bytes, baseline_peak_bytes
     peak_memory_ratio_as_timed                 with the cache of the timing
-    bytes_per_extra_step_over_parameter_bytes  growth of our peak with a step more, nothing cached, over the size of the parameters
+    bytes_per_extra_step_over_parameter_bytes  growth of our peak from N/2 steps to N, nothing cached, for each step, over the size of the
+                                               parameters
     max_relative_error_fp64                    any gradient, largest error over largest number
     flops_share, roofline_share                of the peaks measured here: arithmetic of convolutions and products over time; the least
                                                time that operations and bytes, counted by `benchmarks.roofline`, allow over time
@@ -20,9 +21,8 @@ The last line is one JSON object. It describes the last N; `rows` has all of the
 
 import argparse
 import math
+import time
 from typing import Any
-
-import torch
 
 from benchmarks.allocations import peak_bytes
 from benchmarks.exactness import gradients, max_relative_error
@@ -38,7 +38,7 @@ from ddcore.networks.flat import FlatNetwork
 from ddcore.presets import PRESETS
 from ddcore.run import choose_device
 
-EXTRA = 5  # steps more, for the growth of memory
+LONG = 5.0  # seconds; when the runs that measure memory take longer, they are warm-up enough
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,11 +63,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _row(chosen: Setting, network: FlatNetwork, core: Core, n: int, peaks: Peaks, options: argparse.Namespace) -> dict[str, Any]:
     problem, kept = chosen.problem(network, n), Memory(n) if options.cached else Memory()
-    ours, theirs = clocked(lambda: gradients(core, problem, kept), chosen.device), _baseline(network, problem, chosen.device)
-    pairs = interleave(theirs, ours, options.repeats, options.seconds)
+    began = time.perf_counter()
+    memory = _memory(chosen, network, core, problem, kept)  # also the first run of both sides
+    warm_up = 0 if time.perf_counter() - began > LONG else 2
+    theirs, ours = (
+        clocked(run, chosen.device) for run in (lambda: full_unroll(network.module, problem), lambda: gradients(core, problem, kept))
+    )
+    pairs = interleave(theirs, ours, options.repeats, options.seconds, warm_up)
     row: dict[str, Any] = {"n": n, "batch": chosen.sizes.batch, "device": chosen.device.type, "dtype": chosen.dtype}
     row |= pairs.report() | {"cached": kept.cached, "momentum": chosen.momentum}
-    row |= _memory(chosen, network, core, problem, kept)
+    row |= memory
     seconds = row["ms"] / 1e3
     # The least work there is: a pull-back that repeats nothing, whatever was timed.
     row["flops"] = n * passes_flops(chosen.sizes)
@@ -77,16 +82,13 @@ def _row(chosen: Setting, network: FlatNetwork, core: Core, n: int, peaks: Peaks
     return row
 
 
-def _baseline(network: FlatNetwork, problem: Problem, device: torch.device) -> Any:
-    return clocked(lambda: full_unroll(network.module, problem), device)
-
-
 def _memory(chosen: Setting, network: FlatNetwork, core: Core, problem: Problem, kept: Memory) -> dict[str, Any]:
     n, device = len(problem.batches), chosen.device
-    longer = chosen.problem(network, n + EXTRA)
+    other = n // 2 or 2
+    shorter = chosen.problem(network, other)
     baseline = peak_bytes(lambda: full_unroll(network.module, problem), device)
     ours = peak_bytes(lambda: gradients(core, problem, Memory()), device)
-    more = peak_bytes(lambda: gradients(core, longer, Memory()), device)
+    less = peak_bytes(lambda: gradients(core, shorter, Memory()), device)
     as_timed = peak_bytes(lambda: gradients(core, problem, kept), device) if kept.cached else ours
     parameter_bytes = network.num_parameters * problem.start.element_size()
     return {
@@ -94,7 +96,7 @@ def _memory(chosen: Setting, network: FlatNetwork, core: Core, problem: Problem,
         "peak_bytes": ours,
         "baseline_peak_bytes": baseline,
         "peak_memory_ratio_as_timed": _rounded(as_timed / baseline),
-        "bytes_per_extra_step_over_parameter_bytes": _rounded((more - ours) / EXTRA / parameter_bytes),
+        "bytes_per_extra_step_over_parameter_bytes": _rounded((ours - less) / (n - other) / parameter_bytes),
     }
 
 
@@ -139,7 +141,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="as the engine decides when absent")
     parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")
-    parser.add_argument("--seconds", type=float, default=45.0, help="time for the pairs of each N (at least five are made)")
+    parser.add_argument("--seconds", type=float, default=45.0, help="time for the pairs of each N (at least three are made)")
     parser.add_argument("--core", default="auto", choices=CORES)
     cache = parser.add_mutually_exclusive_group()
     cache.add_argument("--cached", action="store_true", default=True, help="keep all steps' passes while timing (the default)")

@@ -55,4 +55,4 @@ def test_ratios_are_those_of_neighbours() -> None:
 
 def test_as_many_pairs_are_made_as_there_is_time_for() -> None:
     assert len(interleave(lambda: 1.0, lambda: 1.0, seconds=20.0).ratios) == 10
-    assert len(interleave(lambda: 30.0, lambda: 30.0, seconds=20.0).ratios) == 5
+    assert len(interleave(lambda: 30.0, lambda: 30.0, seconds=20.0).ratios) == 3
