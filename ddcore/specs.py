@@ -71,8 +71,10 @@ class _Teacher(Spec):
     snapshots: int = Field(20, ge=2, le=1000, description="parameter snapshots kept of the run, evenly spaced, for its trajectory")
     min_knn_accuracy: float = Field(0.0, ge=0.0, le=100.0, description="percent; a labelled run below it fails as collapsed")
     amp: bool = Field(True, description="bfloat16 autocast on CUDA")
-    cpu_amp: bool = Field(False, description="the same on a CPU, where it pays if the processor multiplies bfloat16 (avx512_bf16, AMX)")
-    compile: bool = Field(False, description="torch.compile the backbone: a minute to begin with, worth it for long runs on CUDA")
+    cpu_amp: bool = Field(
+        False, description="the same on a CPU: a ResNet takes less time if the processor multiplies bfloat16 (avx512_bf16, AMX), a ConvNet more"
+    )
+    compile: bool = Field(False, description="torch.compile the backbone: up to a minute to begin with, for less time a step in long runs")
 
 
 class DinoSpec(_Teacher):
