@@ -72,7 +72,8 @@ class _Teacher(Spec):
     min_knn_accuracy: float = Field(0.0, ge=0.0, le=100.0, description="percent; a labelled run below it fails as collapsed")
     amp: bool = Field(True, description="bfloat16 autocast on CUDA")
     cpu_amp: bool = Field(
-        False, description="the same on a CPU: a ResNet takes less time if the processor multiplies bfloat16 (avx512_bf16, AMX), a ConvNet more"
+        False,
+        description="the same on a CPU: less time for a ResNet if the processor multiplies bfloat16 (avx512_bf16, AMX), more for a ConvNet",
     )
     compile: bool = Field(False, description="torch.compile the backbone: up to a minute to begin with, for less time a step in long runs")
 
