@@ -86,7 +86,7 @@ class ExplicitConvNet(Core):
         done: Pass = kept or self._there_and_back(theta, x, y, None)[1]
         parts, dots, d_theta = done.parts, self._parts(direction), torch.empty_like(theta)
         dotted, h_dots = self._tangent(dots, done)
-        features, features_dot = done.inputs[-1].flatten(1), h_dots[-1].flatten(1)
+        features, features_dot = (maps[-1].flatten(1).to(theta.dtype) for maps in (done.inputs, h_dots))
         out_dot = torch.addmm(dots.bias, features, dots.linear.t()).addmm_(features_dot, parts.linear.t())
         q_out = out_dot * (2.0 / out_dot.numel())
         places = self._places(d_theta)
@@ -131,7 +131,7 @@ class ExplicitConvNet(Core):
             h, own = self.blocks.forward(self.blocks.convolve(inputs[-1], weight), scale, shift)
             inputs.append(h)
             saved.append(own)
-        features = inputs[-1].flatten(1)
+        features = inputs[-1].flatten(1).to(theta.dtype)  # blocks may be coarser inside
         error = torch.addmm(parts.bias, features, parts.linear.t()) - y
         p_out = error * (2.0 / error.numel())
         places = None if gradient is None else self._places(gradient)
