@@ -104,7 +104,7 @@ class Lane:
         """One step of SGD on the images `rows` [b] (on the device)."""
         expert, spec = self.expert, self.spec
         found = self.core.gradient(expert.theta, *self.data.batch(rows, expert.random))
-        expert.velocity.mul_(spec.momentum).add_(found.gradient).add_(expert.theta, alpha=spec.weight_decay)
+        torch.add(found.gradient, expert.velocity, alpha=spec.momentum, out=expert.velocity).add_(expert.theta, alpha=spec.weight_decay)
         expert.theta.add_(expert.velocity, alpha=-spec.lr)
         if spec.ema is not None:
             expert.average.lerp_(expert.theta, 1.0 - spec.ema)
