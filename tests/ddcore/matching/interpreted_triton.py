@@ -14,6 +14,7 @@ from ddcore.matching.blocks.eager import EagerBlocks
 from ddcore.matching.blocks.triton_kernels import TritonBlocks
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import ExplicitConvNet
+from ddcore.matching.precision import HalfBlocks
 from ddcore.networks.flat import build_student
 from ddcore.specs import StudentSpec
 from ddcore.task import generator
@@ -70,17 +71,18 @@ def errors_of(name, dtype):
     return [float((f.double() - e).norm() / max(float(e.norm()), 1e-3 * scale)) for f, e in zip(found, expected, strict=True)]
 
 
-def network_errors():
-    """A whole step with the kernels in it, two blocks and an odd size, against automatic differentiation."""
+def network_errors(blocks, dtype):
+    """A whole step with the kernels in it, two blocks and an odd size, against automatic differentiation in float64."""
     make = generator(0, "network")
     network = build_student(StudentSpec(depth=2, width=4), (2, 7, 6), 3)
     network.module.double()
     theta = network.init(make).double()
     x, y = (torch.randn(2, *shape, generator=make, dtype=torch.float64) for shape in ((2, 7, 6), (3,)))
     direction = torch.randn(len(theta), generator=make, dtype=torch.float64)
-    ours, theirs = (core.pull_back(theta, x, y, direction) for core in (ExplicitConvNet(network, TritonBlocks()), Core(network)))
+    theirs = Core(network).pull_back(theta, x, y, direction)
+    ours = ExplicitConvNet(network, blocks).pull_back(*(t.to(dtype) for t in (theta, x, y, direction)))
     pairs = [(getattr(ours, part), getattr(theirs, part)) for part in ("slope", "theta", "x", "y")]
-    return [float((found - expected).norm() / expected.norm()) for found, expected in pairs]
+    return [float((found.double() - expected).norm() / expected.norm()) for found, expected in pairs]
 
 
 if __name__ == "__main__":
@@ -89,4 +91,6 @@ if __name__ == "__main__":
         print(json.dumps(errors_of("even", torch.float64)))
     else:
         out = {f"{name} {label}": errors_of(name, dtype) for name in CASES for label, dtype in DTYPES.items()}
-        print(json.dumps(out | {"network": network_errors()}))
+        out["network"] = network_errors(TritonBlocks(), torch.float64)
+        out["network in bfloat16"] = network_errors(HalfBlocks(TritonBlocks()), torch.float32)
+        print(json.dumps(out))
