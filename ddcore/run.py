@@ -21,6 +21,7 @@ from ddcore.evaluation.tune import tune_rates
 from ddcore.events import Reporter
 from ddcore.experts.train import train_experts
 from ddcore.export import export_set
+from ddcore.matching.precision import set_precision
 from ddcore.methods import run_method
 from ddcore.observatory.figures import draw_figures
 from ddcore.plan import Plan, Step
@@ -86,6 +87,7 @@ def run_step(
     out.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
+    set_precision("auto", device)  # a step may choose otherwise
     try:
         summary = STEPS[kind](Task(params, inputs, out, work, reporter, device, resources))
     except torch.OutOfMemoryError as error:

@@ -234,6 +234,11 @@ class MKDTSpec(Spec):
         " batch through it; evaluation never augments. Saturation leaves grey images as they are; flip mirrors digits and letters too",
         examples=[["shift", "scale", "cutout"]],
     )
+    precision: Literal["auto", "float32", "tf32", "bf16"] = Field(
+        "auto",
+        description="what matching multiplies in: TF32 on CUDA and float32 elsewhere (auto), or bfloat16, if its derivatives are first"
+        " found to point where those of float32 do (cosine 0.99)",
+    )
 
 
 class RandomSpec(Spec):

@@ -9,14 +9,19 @@ import json
 import torch
 
 from ddcore.experts.store import Trajectories
+from ddcore.matching.cores import Core
 from ddcore.matching.explicit import core_of
 from ddcore.matching.loop import State, match
+from ddcore.matching.memory import free_bytes
+from ddcore.matching.precision import guarded, half_core, set_precision
 from ddcore.methods.inputs import Material
-from ddcore.networks.flat import build_student
+from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.specs import MKDTSpec, StudentSpec
 from ddcore.synthetic import SyntheticSet, load_synthetic
 from ddcore.task import Task, generator
 from ddcore.threads import threads_for
+
+RESIDENT = 0.25  # of a GPU's free memory, for the experts' trajectories
 
 
 def distill(task: Task, material: Material) -> SyntheticSet:
@@ -34,8 +39,10 @@ def distill(task: Task, material: Material) -> SyntheticSet:
         rate.to(task.device),
         generator(task.params["seed"], "matching"),
     )
+    experts = Trajectories(task.inputs["experts"], task.device, int(RESIDENT * free_bytes(task.device)))
     with threads_for(network, min(spec.batch_size, len(begun.images))):
-        curves = match(core_of(network, task.device), Trajectories(task.inputs["experts"]), spec, state, task.work, task.reporter)
+        core = _core(network, experts, spec, state, task)
+        curves = match(core, experts, spec, state, task.work, task.reporter)
     (task.out / "history.json").write_text(json.dumps(curves))
     if skipped := int(state.skipped):
         task.reporter.note(f"{skipped} of {spec.iterations} windows were skipped: their loss or gradient was not finite")
@@ -49,3 +56,13 @@ def distill(task: Task, material: Material) -> SyntheticSet:
         student=task.params["student"],
         skipped_windows=skipped,
     )
+
+
+def _core(network: FlatNetwork, experts: Trajectories, spec: MKDTSpec, state: State, task: Task) -> Core:
+    """The core in the precision that the spec asks for; bfloat16 is tried on the first batch, at an expert's start, along its way."""
+    core = core_of(network, task.device)
+    if set_precision(spec.precision, task.device) != "bf16":
+        return core
+    start, goal = (experts.row(0, epoch).to(task.device) for epoch in (0, spec.expert_epochs))
+    x, y = state.images[: spec.batch_size], state.targets[: spec.batch_size]
+    return guarded(core, half_core(core), start, x, y, goal - start, task.reporter.note)

@@ -81,4 +81,5 @@ def _unpool(p_h: Tensor, alive: Tensor) -> Tensor:
 
 def _cells(maps: Tensor, height: int, width: int) -> Tensor:
     """[b, c, 2 height or more, 2 width or more] as the cells that pooling takes together, [b, c, height, 2, width, 2]."""
-    return maps[:, :, : 2 * height, : 2 * width].unflatten(3, (width, 2)).unflatten(2, (height, 2))
+    cells: Tensor = maps[:, :, : 2 * height, : 2 * width].unflatten(3, (width, 2)).unflatten(2, (height, 2))
+    return cells
