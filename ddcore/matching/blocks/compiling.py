@@ -25,15 +25,15 @@ class NotCompiled(Exception):
 def library_of(source: Path) -> ctypes.CDLL:
     """`source` compiled and loaded; from the user's cache where it is there already. Raises NotCompiled.
 
-    The cached file's name holds a hash of all that went into it, the processor included: a home may be shared by several machines.
-    Its last bytes are its own hash, since loading a damaged library kills the process.
+    The cached file's name holds a hash of all that went into it: the source, the headers beside it, and the processor, since a home may
+    be shared by several machines. Its last bytes are its own hash, since loading a damaged library kills the process.
     """
     compiler = _compiler()
     try:
-        text = source.read_text()
+        texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
     except OSError as error:
         raise NotCompiled(f"{source.name} was not installed: {error}") from error
-    key = hashlib.sha256("\0".join([text, *FLAGS, _version(compiler), _processor()]).encode()).hexdigest()
+    key = hashlib.sha256("\0".join([*texts, *FLAGS, _version(compiler), _processor()]).encode()).hexdigest()
     try:
         folder = _cache()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

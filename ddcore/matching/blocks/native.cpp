@@ -10,41 +10,15 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "convolution.h"
+#include "maps.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr long vector_bytes = 64, registers = 24; // of 32, for sums
-#elif defined(__AVX__)
-constexpr long vector_bytes = 32, registers = 12; // of 16
-#else
-constexpr long vector_bytes = 16, registers = 12;
-#endif
 constexpr long group_bytes = 256;        // of a pixel's channels: two maps of 32x32 pixels then fit a second-level cache
 constexpr long worth_a_thread = 1 << 14; // elements; below, waking a thread costs more than it does
 
 template <class T> constexpr long group_of = group_bytes / sizeof(T);
-
-template <class T, long N> struct Lanes {
-    typedef T Vector __attribute__((vector_size(N * sizeof(T))));
-};
-
-template <class V, class T> inline V load(const T* from) {
-    V v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
-}
-
-template <class T, class V> inline void store(T* to, V v) { std::memcpy(to, &v, sizeof v); }
-
-template <class T, class V> inline void add(T* to, V v) { store(to, load<V>(to) + v); }
-
-template <class M, class V> inline V where(M alive, V v) { return alive ? v : V{}; }
-
-struct Shape {
-    long images, height, width, channels;
-    long slab() const { return height * width * channels; }
-    long pooled() const { return (height / 2) * (width / 2) * channels; }
-};
 
 // ---- threads -------------------------------------------------------------------------------------------------------------------
 
@@ -472,50 +446,54 @@ int image_gradient(const Shape& s, long threads, const T* q_u, const T* p_u, con
 } // namespace
 
 // ---- what Python calls ---------------------------------------------------------------------------------------------------------
+// Everything a call needs lies in one struct, since ctypes takes longer over a dozen arguments than a small map takes in here.
 // stats [2, images, channels] are mean u and r; stats_dot mean u_dot and mean(n u_dot); sums [2, channels] the gradients of scale and
 // shift. The answer is 0, or 1 if there was no memory.
 
+struct Call {
+    long threads, images, height, width, channels, others; // others: the channels on a convolution's far side
+    double eps;
+    void* pointers[11];
+    template <class T> T* at(int place) const { return static_cast<T*>(pointers[place]); }
+    Shape shape() const { return {images, height, width, channels}; }
+};
+
 extern "C" void potstill_runtime(void* parallel) { gomp_parallel = reinterpret_cast<Parallel>(parallel); }
 
-#define POTSTILL_BLOCK(NAME, T)                                                                                                        \
-    extern "C" int potstill_forward_##NAME(                                                                                            \
-        long threads, long images, long height, long width, long channels, double eps, const T* u, const T* scale, const T* shift,     \
-        T* h, T* stats) {                                                                                                              \
-        forward<T>({images, height, width, channels}, threads, eps, u, scale, shift, h, stats);                                        \
+#define POTSTILL(T)                                                                                                                    \
+    extern "C" int potstill_forward_##T(const Call* call) { /* u, scale, shift, h, stats */                                            \
+        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
+        forward<T>(call->shape(), call->threads, call->eps, at(0), at(1), at(2), at(3), at(4));                                        \
         return 0;                                                                                                                      \
     }                                                                                                                                  \
-    extern "C" int potstill_backward_##NAME(                                                                                           \
-        long threads, long images, long height, long width, long channels, const T* u, const T* stats, const T* scale,                 \
-        const T* shift, const T* p_h, T* p_u, T* sums) {                                                                               \
-        return backward<T>({images, height, width, channels}, threads, u, stats, scale, shift, p_h, p_u, sums);                        \
+    extern "C" int potstill_backward_##T(const Call* call) { /* u, stats, scale, shift, p_h, p_u, sums */                              \
+        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
+        return backward<T>(call->shape(), call->threads, at(0), at(1), at(2), at(3), at(4), at(5), at(6));                             \
     }                                                                                                                                  \
-    extern "C" int potstill_tangent_##NAME(                                                                                            \
-        long threads, long images, long height, long width, long channels, const T* u, const T* stats, const T* scale,                 \
-        const T* shift, const T* u_dot, const T* scale_dot, const T* shift_dot, T* h_dot, T* stats_dot) {                              \
-        tangent<T>(                                                                                                                    \
-            {images, height, width, channels}, threads, u, stats, scale, shift, u_dot, scale_dot, shift_dot, h_dot, stats_dot);        \
+    extern "C" int potstill_tangent_##T(const Call* call) { /* u, stats, scale, shift, u_dot, scale_dot, shift_dot, h_dot, stats_dot */ \
+        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
+        tangent<T>(call->shape(), call->threads, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8));                       \
         return 0;                                                                                                                      \
     }                                                                                                                                  \
-    extern "C" int potstill_second_##NAME(                                                                                             \
-        long threads, long images, long height, long width, long channels, const T* u, const T* stats, const T* u_dot,                 \
-        const T* stats_dot, const T* scale, const T* shift, const T* scale_dot, const T* p_h, const T* q_h, T* q_u, T* sums) {         \
+    extern "C" int potstill_second_##T(                                                                                                \
+        const Call* call) { /* u, stats, u_dot, stats_dot, scale, shift, scale_dot, p_h, q_h, q_u, sums */                             \
+        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
         return second<T>(                                                                                                              \
-            {images, height, width, channels}, threads, u, stats, u_dot, stats_dot, scale, shift, scale_dot, p_h, q_h, q_u, sums);     \
+            call->shape(), call->threads, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10));               \
+    }                                                                                                                                  \
+    extern "C" int potstill_image_gradient_##T(const Call* call) { /* q_u, p_u, weight, weight_dot, d_x [images, others, ...] */       \
+        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
+        const auto with = call->others == 1 ? image_gradient<T, 1> : call->others == 2 ? image_gradient<T, 2> : image_gradient<T, 3>;  \
+        return with(call->shape(), call->threads, at(0), at(1), at(2), at(3), at(4));                                                  \
+    }                                                                                                                                  \
+    extern "C" int potstill_convolve_##T(const Call* call) { /* h [images, ..., channels], weight, u [images, ..., others] */          \
+        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
+        return convolve<T>(call->shape(), call->others, at(0), at(1), at(2));                                                          \
+    }                                                                                                                                  \
+    extern "C" int potstill_convolve_back_##T(const Call* call) { /* p_u [images, ..., others], h, weight, d_h, d_weight: null if not wanted */ \
+        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
+        return convolve_back<T>(call->shape(), call->others, at(0), at(1), at(2), at(3), at(4));                                       \
     }
 
-// IMAGES: how many channels an image has.
-#define POTSTILL_IMAGES(NAME, T, IMAGES)                                                                                               \
-    extern "C" int potstill_image_gradient_##IMAGES##_##NAME(                                                                          \
-        long threads, long images, long height, long width, long channels, const T* q_u, const T* p_u, const T* weight,                \
-        const T* weight_dot, T* d_x) {                                                                                                 \
-        return image_gradient<T, IMAGES>({images, height, width, channels}, threads, q_u, p_u, weight, weight_dot, d_x);               \
-    }
-
-POTSTILL_BLOCK(float, float)
-POTSTILL_BLOCK(double, double)
-POTSTILL_IMAGES(float, float, 1)
-POTSTILL_IMAGES(float, float, 2)
-POTSTILL_IMAGES(float, float, 3)
-POTSTILL_IMAGES(double, double, 1)
-POTSTILL_IMAGES(double, double, 2)
-POTSTILL_IMAGES(double, double, 3)
+POTSTILL(float)
+POTSTILL(double)

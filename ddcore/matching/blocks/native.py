@@ -3,8 +3,10 @@
 import ctypes
 import functools
 import logging
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +21,26 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("native.cpp")
 LAST = torch.channels_last
 
-Function = Callable[..., int]
+# Up to this, our own convolutions are used: in multiply-adds, and in channels on either side.
+SMALL_WORK, SMALL_CHANNELS = 2_000_000, 32
 
-# Each function's pointers, which come after the sizes.
-POINTERS = {"forward": 5, "backward": 7, "tangent": 9, "second": 11} | {f"image_gradient_{channels}": 5 for channels in (1, 2, 3)}
+Function = Callable[[bytes], int]
+
+
+class Functions(NamedTuple):
+    """What the library offers for one dtype; each takes a struct Call of native.cpp."""
+
+    forward: Function
+    backward: Function
+    tangent: Function
+    second: Function
+    image_gradient: Function
+    convolve: Function
+    convolve_back: Function
+
+
+# struct Call, with so many pointers: threads, images, height, width, channels, others, eps, and the pointers.
+call3, call5, call7, call9, call11 = (struct.Struct(f"=6qd{pointers}Q").pack for pointers in (3, 5, 7, 9, 11))
 
 
 @functools.cache
@@ -49,7 +67,7 @@ class NativeBlocks(TorchConvolutions):
         library.potstill_runtime.argtypes, library.potstill_runtime.restype = [ctypes.c_void_p], None
         library.potstill_runtime(parallel)
         self._functions = {
-            dtype: [_function(library, name, word) for name in POINTERS]
+            dtype: Functions(*(_function(library, f"potstill_{name}_{word}") for name in Functions._fields))
             for dtype, word in ((torch.float32, "float"), (torch.float64, "double"))
         }
 
@@ -59,12 +77,11 @@ class NativeBlocks(TorchConvolutions):
         _same(u, (c,), scale, shift)
         out = torch.empty((b, c, h // 2, w // 2), dtype=u.dtype, memory_format=LAST)
         stats = torch.empty((2, b, c), dtype=u.dtype)
-        _done(
-            self._of(u, 0)(
-                torch.get_num_threads(), b, h, w, c, EPS,
-                u.data_ptr(), scale.data_ptr(), shift.data_ptr(), out.data_ptr(), stats.data_ptr(),
-            )
+        call = call5(
+            torch.get_num_threads(), b, h, w, c, 0, EPS,
+            u.data_ptr(), scale.data_ptr(), shift.data_ptr(), out.data_ptr(), stats.data_ptr(),
         )  # fmt: skip
+        _done(self._of(u).forward(call))
         return out, (u, stats)
 
     def backward(self, saved: Saved, scale: Tensor, shift: Tensor, p_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,12 +91,11 @@ class NativeBlocks(TorchConvolutions):
         _same(u, (c,), scale, shift)
         _same(u, (b, c, h // 2, w // 2), p_h)
         p_u, sums = torch.empty_like(u), torch.empty((2, c), dtype=u.dtype)
-        _done(
-            self._of(u, 1)(
-                torch.get_num_threads(), b, h, w, c,
-                u.data_ptr(), stats.data_ptr(), scale.data_ptr(), shift.data_ptr(), p_h.data_ptr(), p_u.data_ptr(), sums.data_ptr(),
-            )
+        call = call7(
+            torch.get_num_threads(), b, h, w, c, 0, EPS,
+            u.data_ptr(), stats.data_ptr(), scale.data_ptr(), shift.data_ptr(), p_h.data_ptr(), p_u.data_ptr(), sums.data_ptr(),
         )  # fmt: skip
+        _done(self._of(u).backward(call))
         d_scale, d_shift = sums.unbind()
         return p_u, d_scale, d_shift
 
@@ -93,13 +109,12 @@ class NativeBlocks(TorchConvolutions):
         _same(u, u.shape, u_dot)
         h_dot = torch.empty((b, c, h // 2, w // 2), dtype=u.dtype, memory_format=LAST)
         stats_dot = torch.empty_like(stats)
-        _done(
-            self._of(u, 2)(
-                torch.get_num_threads(), b, h, w, c,
-                u.data_ptr(), stats.data_ptr(), scale.data_ptr(), shift.data_ptr(), u_dot.data_ptr(), scale_dot.data_ptr(),
-                shift_dot.data_ptr(), h_dot.data_ptr(), stats_dot.data_ptr(),
-            )
+        call = call9(
+            torch.get_num_threads(), b, h, w, c, 0, EPS,
+            u.data_ptr(), stats.data_ptr(), scale.data_ptr(), shift.data_ptr(), u_dot.data_ptr(), scale_dot.data_ptr(),
+            shift_dot.data_ptr(), h_dot.data_ptr(), stats_dot.data_ptr(),
         )  # fmt: skip
+        _done(self._of(u).tangent(call))
         return h_dot, (u_dot, stats_dot)
 
     def second(
@@ -111,13 +126,12 @@ class NativeBlocks(TorchConvolutions):
         _same(u, (c,), scale, shift, scale_dot)
         _same(u, (b, c, h // 2, w // 2), p_h, q_h)
         q_u, sums = torch.empty_like(u), torch.empty((2, c), dtype=u.dtype)
-        _done(
-            self._of(u, 3)(
-                torch.get_num_threads(), b, h, w, c,
-                u.data_ptr(), stats.data_ptr(), u_dot.data_ptr(), stats_dot.data_ptr(), scale.data_ptr(), shift.data_ptr(),
-                scale_dot.data_ptr(), p_h.data_ptr(), q_h.data_ptr(), q_u.data_ptr(), sums.data_ptr(),
-            )
+        call = call11(
+            torch.get_num_threads(), b, h, w, c, 0, EPS,
+            u.data_ptr(), stats.data_ptr(), u_dot.data_ptr(), stats_dot.data_ptr(), scale.data_ptr(), shift.data_ptr(),
+            scale_dot.data_ptr(), p_h.data_ptr(), q_h.data_ptr(), q_u.data_ptr(), sums.data_ptr(),
         )  # fmt: skip
+        _done(self._of(u).second(call))
         d_scale, d_shift = sums.unbind()
         return q_u, d_scale, d_shift
 
@@ -132,26 +146,60 @@ class NativeBlocks(TorchConvolutions):
         _same(q_u, q_u.shape, p_u)
         _same(q_u, (c, channels, 3, 3), weight, weight_dot)
         d_x = torch.empty((b, channels, h, w), dtype=q_u.dtype)
-        _done(
-            self._of(q_u, 3 + channels)(
-                torch.get_num_threads(), b, h, w, c,
-                q_u.data_ptr(), p_u.data_ptr(), weight.data_ptr(), weight_dot.data_ptr(), d_x.data_ptr(),
-            )
+        call = call5(
+            torch.get_num_threads(), b, h, w, c, channels, EPS,
+            q_u.data_ptr(), p_u.data_ptr(), weight.data_ptr(), weight_dot.data_ptr(), d_x.data_ptr(),
         )  # fmt: skip
+        _done(self._of(q_u).image_gradient(call))
         return d_x
 
-    def _of(self, u: Tensor, which: int) -> Function:
+    def convolve(self, h: Tensor, weight: Tensor) -> Tensor:
+        """weight * h; by a kernel of its own where PyTorch's takes longer to call than to run."""
+        b, c, height, width = h.shape
+        others = weight.shape[0]
+        if not _small(b * height * width, c, others):
+            return super().convolve(h, weight)
+        h, weight = h.contiguous(memory_format=LAST), weight.contiguous(memory_format=LAST)
+        _same(h, (others, c, 3, 3), weight)
+        u = torch.empty((b, others, height, width), dtype=h.dtype, memory_format=LAST)
+        _done(self._of(h).convolve(call3(1, b, height, width, c, others, EPS, h.data_ptr(), weight.data_ptr(), u.data_ptr())))
+        return u
+
+    def convolve_back(
+        self, p_u: Tensor, h: Tensor, weight: Tensor, for_input: bool = True, for_weight: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Back through `convolve`; by a kernel of its own where PyTorch's takes longer to call than to run."""
+        b, c, height, width = h.shape
+        others = weight.shape[0]
+        if not _small(b * height * width, c, others):
+            return super().convolve_back(p_u, h, weight, for_input, for_weight)
+        p_u, h, weight = p_u.contiguous(memory_format=LAST), h.contiguous(memory_format=LAST), weight.contiguous(memory_format=LAST)
+        _same(h, (b, others, height, width), p_u)
+        _same(h, (others, c, 3, 3), weight)
+        d_h = torch.empty_like(h) if for_input else h
+        d_weight = torch.empty_like(weight) if for_weight else weight
+        call = call5(
+            1, b, height, width, c, others, EPS,
+            p_u.data_ptr(), h.data_ptr(), weight.data_ptr(), d_h.data_ptr() if for_input else 0, d_weight.data_ptr() if for_weight else 0,
+        )  # fmt: skip
+        _done(self._of(h).convolve_back(call))
+        return d_h, d_weight
+
+    def _of(self, u: Tensor) -> Functions:
         functions = self._functions.get(u.dtype)
         if functions is None or not u.is_cpu:
             raise TypeError(f"the native blocks take float32 and float64 on the CPU, not {u.dtype} on {u.device}")
-        return functions[which]
+        return functions
 
 
-def _function(library: ctypes.CDLL, name: str, word: str) -> Function:
-    function = getattr(library, f"potstill_{name}_{word}")
-    sizes = [ctypes.c_long] * 5 + [ctypes.c_double] * (name == "forward")
-    function.argtypes, function.restype = [*sizes, *[ctypes.c_void_p] * POINTERS[name]], ctypes.c_int
+def _function(library: ctypes.CDLL, name: str) -> Function:
+    function = getattr(library, name)
+    function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
     return function  # type: ignore[no-any-return]
+
+
+def _small(pixels: int, c_in: int, c_out: int) -> bool:
+    return 9 * pixels * c_in * c_out <= SMALL_WORK and max(c_in, c_out) <= SMALL_CHANNELS
 
 
 def _same(u: Tensor, shape: tuple[int, ...], *others: Tensor) -> None:

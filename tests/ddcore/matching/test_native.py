@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from ddcore.matching.blocks import native
 from ddcore.matching.blocks.convolution import TorchConvolutions
@@ -131,6 +132,87 @@ def test_the_gradient_in_the_images_is_right(blocks, shape, images, dtype, near)
     assert found.dtype == dtype
     assert found.is_contiguous()
     assert distance(found, right) < near
+
+
+# images, c_in, c_out, height, width: channels of every width of vector, one image, one pixel, one row
+SMALL = [
+    (20, 8, 8, 8, 8), (20, 3, 8, 8, 8), (3, 1, 8, 16, 16), (1, 2, 1, 1, 1), (2, 40, 33, 1, 7),
+    (5, 17, 40, 5, 3), (1, 33, 21, 4, 1), (130, 5, 7, 2, 2),
+]  # fmt: skip
+
+
+def small_world(shape, dtype=torch.float64):
+    """p_u, h and a weight, channels last."""
+    b, c_in, c_out, h, w = shape
+    make = generator(2, "small", *shape)
+    sizes = (b, c_out, h, w), (b, c_in, h, w), (c_out, c_in, 3, 3)
+    drawn = [torch.randn(size, generator=make, dtype=torch.float64) for size in sizes]
+    return [t.to(dtype).contiguous(memory_format=torch.channels_last) for t in drawn]
+
+
+@pytest.fixture
+def own_convolutions(blocks, monkeypatch):
+    """The blocks, with PyTorch's convolutions taken away, whatever the size."""
+    monkeypatch.setattr(native, "SMALL_CHANNELS", 40)
+    monkeypatch.setattr(TorchConvolutions, "convolve", None)
+    monkeypatch.setattr(TorchConvolutions, "convolve_back", None)
+    return blocks
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 2e-6)], ids=str)
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_small_convolutions_are_right(own_convolutions, shape, dtype, near):
+    p_u, h, weight = given = small_world(shape, dtype)
+    before = [t.clone() for t in given]
+    u = own_convolutions.convolve(h, weight)
+    d_h, d_weight = own_convolutions.convolve_back(p_u, h, weight)
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    wide_p_u, wide_h, wide_weight = (t.double() for t in given)
+    right_u = functional.conv2d(wide_h, wide_weight, padding=1)
+    right_d_h = torch.nn.grad.conv2d_input(h.shape, wide_weight, wide_p_u, padding=1)
+    right_d_weight = torch.nn.grad.conv2d_weight(wide_h, weight.shape, wide_p_u, padding=1)
+    for found, right in ((u, right_u), (d_h, right_d_h), (d_weight, right_d_weight)):
+        assert (found.dtype, found.shape) == (dtype, right.shape)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert distance(found, right) < near
+    assert torch.equal(own_convolutions.convolve_back(p_u, h, weight, for_input=False)[1], d_weight)
+    assert torch.equal(own_convolutions.convolve_back(p_u, h, weight, for_weight=False)[0], d_h)
+    others = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in given]
+    assert torch.equal(own_convolutions.convolve(*others[1:]), u)
+    assert all(torch.equal(a, b) for a, b in zip(own_convolutions.convolve_back(*others), (d_h, d_weight), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_threads_change_no_bit_of_a_small_convolution(own_convolutions, threads, dtype):
+    p_u, h, weight = small_world((20, 8, 16, 8, 8), dtype)
+    runs = []
+    for number in (1, 2, 3):
+        threads(number)
+        runs.append([own_convolutions.convolve(h, weight), *own_convolutions.convolve_back(p_u, h, weight)])
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize(("shape", "calls"), [((20, 8, 8, 8, 8), 0), ((64, 16, 16, 16, 16), 2), ((1, 3, 64, 2, 2), 2)], ids=str)
+def test_large_convolutions_go_to_pytorch(blocks, monkeypatch, shape, calls):
+    seen = []
+    for name in ("convolve", "convolve_back"):
+        monkeypatch.setattr(TorchConvolutions, name, lambda *given, name=name: seen.append(name))
+    p_u, h, weight = small_world(shape, torch.float32)
+    blocks.convolve(h, weight)
+    blocks.convolve_back(p_u, h, weight, True, False)
+    assert seen == ["convolve", "convolve_back"][:calls]
+
+
+def test_a_small_convolution_of_what_does_not_fit_is_refused(blocks):
+    p_u, h, weight = small_world((2, 3, 5, 4, 4))
+    with pytest.raises(ValueError, match=r"wants \(5, 3, 3, 3\)"):
+        blocks.convolve(h, weight[:, :2])
+    with pytest.raises(ValueError, match=r"wants \(5, 3, 3, 3\), not torch\.float32"):
+        blocks.convolve(h, weight.float())
+    with pytest.raises(ValueError, match=r"wants \(2, 5, 4, 4\)"):
+        blocks.convolve_back(p_u[:, :, :3], h, weight)
+    with pytest.raises(TypeError, match=r"not torch\.bfloat16"):
+        blocks.convolve(h.bfloat16(), weight.bfloat16())
 
 
 def test_what_cpp_would_misread_is_refused(blocks):
