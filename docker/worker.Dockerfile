@@ -12,6 +12,8 @@ COPY . .
 RUN /opt/potstill/bin/pip install --no-deps --force-reinstall .
 
 FROM ${BASE}
+# The engine compiles its CPU kernels for the processor that it finds, and Triton its launchers; without a compiler both do without.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home potstill && install -d -o potstill -g potstill /var/lib/potstill
 COPY --from=build /opt/potstill /opt/potstill
 # Large freed blocks stay with the process: given back to the kernel and faulted in again at each step, they halve the speed of a CPU run.

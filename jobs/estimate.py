@@ -29,7 +29,8 @@ def step_bytes(kind: str, params: Mapping[str, Any], spec: DistillSpec, num_imag
     if kind == "targets":
         return num_images * dim * FLOAT + SMALL
     if kind == "experts":
-        return int(params["count"]) * (int(params["epochs"]) + 1) * num_parameters(spec.student, image_shape, dim) * FLOAT + SMALL
+        later = FLOAT if spec.experts.storage == "float32" else FLOAT // 2  # bytes of a number in the snapshots after the first
+        return int(params["count"]) * (FLOAT + later * int(params["epochs"])) * num_parameters(spec.student, image_shape, dim) + SMALL
     one_set = spec.num_images * (pixels + dim) * FLOAT + SMALL
     if kind == "distill":
         return one_set

@@ -88,8 +88,7 @@ def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
-        most: int = torch.cuda.max_memory_allocated(device)
-        return most - before
+        return int(torch.cuda.max_memory_allocated(device)) - int(before)
     with LiveBytes() as live:
         work()
     return live.peak
