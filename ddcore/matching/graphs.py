@@ -49,7 +49,8 @@ class Replayed:
             self._graphs[key] = arguments, capture(lambda: self._work(*arguments))
         except RuntimeError as error:  # an operation that cannot be captured, or too little memory
             self._capture = None
-            self._note(f"iterations are not replayed as a CUDA graph, and start slower: {str(error).partition("\n")[0]}")
+            reason = str(error).partition("\n")[0]
+            self._note(f"iterations are not replayed as a CUDA graph, and start slower: {reason}")
 
 
 class CudaCapture:
