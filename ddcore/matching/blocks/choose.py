@@ -13,7 +13,7 @@ def blocks_for(device: torch.device) -> Blocks:
     """The fastest implementation that works on `device`; each that does not says so once in the log."""
     match device.type:
         case "cuda":
-            return triton_blocks() or compiled_blocks(device) or EagerBlocks()
+            return triton_blocks(device) or compiled_blocks(device) or EagerBlocks()
         case "cpu":
             return native_blocks() or EagerBlocks()
     return EagerBlocks()

@@ -4,18 +4,20 @@ import functools
 import importlib
 import logging
 
+import torch
+
 from ddcore.matching.blocks.interface import Blocks
 
 log = logging.getLogger(__name__)
 
 
 @functools.cache
-def triton_blocks() -> Blocks | None:
-    """The blocks as Triton kernels, for CUDA devices; None, and one line in the log, where Triton cannot be imported."""
+def triton_blocks(device: torch.device) -> Blocks | None:
+    """The blocks as Triton kernels, tried on `device`; None, and one line in the log, where they cannot be had or are wrong."""
     try:
         kernels = importlib.import_module("ddcore.matching.blocks.triton_kernels")
-    except ImportError as error:
-        log.warning("Triton cannot be imported (%s): the fused kernels for CUDA are not used", error)
+        blocks: Blocks = kernels.tried(device)
+    except (ImportError, RuntimeError) as error:
+        log.warning("the fused Triton kernels are not used on %s: %s", device, str(error).partition("\n")[0])
         return None
-    blocks: Blocks = kernels.TritonBlocks()
     return blocks

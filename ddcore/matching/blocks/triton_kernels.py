@@ -12,14 +12,17 @@ The sums of `second` follow from J u_dot = n_dot and J being linear: with mean_n
 so that five sums, of P_z, n P_z, P_z n_dot, Q_z and n Q_z, are all it takes.
 """
 
+import subprocess
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
 from ddcore.matching.blocks.convolution import TorchConvolutions
+from ddcore.matching.blocks.eager import EagerBlocks
 from ddcore.matching.blocks.interface import EPS, Saved
 
 PROGRAMS = 1024  # on a GPU at least so many, as far as 8 channels (32 bytes of float32, a sector of memory) in each allow
@@ -262,6 +265,27 @@ class TritonBlocks(TorchConvolutions):
         _run(_second, u, u, stats, u_dot, means, scale, shift, scale_dot, _dense(p_h), _dense(q_h), q_u, partial)
         d_scale, d_shift = partial.sum(1)
         return q_u, d_scale, d_shift
+
+
+def tried(device: torch.device) -> TritonBlocks:
+    """The blocks, after a small map, odd in every size, went through them as it does through the eager ones; else RuntimeError.
+
+    Importing Triton is not enough: it builds its launcher with the machine's C compiler, which images for running often lack.
+    """
+    make = torch.Generator().manual_seed(0)
+    u, p_h, vectors = (torch.randn(shape, generator=make).to(device) for shape in ((2, 3, 5, 7), (2, 3, 2, 3), (5, 3)))
+    results = []
+    for blocks in (TritonBlocks(), EagerBlocks()):
+        try:
+            h, saved = blocks.forward(u, vectors[0], vectors[1])
+            h_dot, dotted = blocks.tangent(saved, vectors[0], vectors[1], u, vectors[2], vectors[3])
+            back = blocks.backward(saved, vectors[0], vectors[1], p_h)
+            results.append([h, h_dot, *back, *blocks.second(saved, dotted, vectors[0], vectors[1], vectors[2], p_h, h)])
+        except (OSError, subprocess.CalledProcessError, TritonError) as error:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+    if not all(torch.allclose(found, right, rtol=1e-3, atol=1e-3) for found, right in zip(*results, strict=True)):
+        raise RuntimeError("they do not compute the block")
+    return TritonBlocks()
 
 
 def _run(kernel: Any, u: Tensor, *tensors: Tensor, **constants: float) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from ddcore.matching.blocks import triton_kernels
 from ddcore.matching.blocks.eager import EagerBlocks
+from ddcore.matching.blocks.triton import triton_blocks
 from ddcore.matching.blocks.triton_kernels import TritonBlocks
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import ExplicitConvNet
@@ -85,6 +86,14 @@ def network_errors(blocks, dtype):
     return [float((found.double() - expected).norm() / expected.norm()) for found, expected in pairs]
 
 
+def found():
+    """The name of the blocks that there are for this device, with the kernels as they are and with a constant of theirs changed."""
+    right = triton_blocks(torch.device("cpu"))
+    triton_blocks.cache_clear()
+    triton_kernels.EPS = 0.1
+    return [blocks and blocks.name for blocks in (right, triton_blocks(torch.device("cpu")))]
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         triton_kernels.EPS = float(sys.argv[1])
@@ -93,4 +102,5 @@ if __name__ == "__main__":
         out = {f"{name} {label}": errors_of(name, dtype) for name in CASES for label, dtype in DTYPES.items()}
         out["network"] = network_errors(TritonBlocks(), torch.float64)
         out["network in bfloat16"] = network_errors(HalfBlocks(TritonBlocks()), torch.float32)
+        out["found"] = found()
         print(json.dumps(out))

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ddcore.matching.blocks import triton as access
 
+CPU = torch.device("cpu")
 CASES = ("even", "odd", "one channel", "several programs", "several tiles", "dead", "flat")
 # Relative to float64; in bfloat16, maps are rounded to three digits on the way out.
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2}
@@ -59,15 +61,31 @@ def test_every_kernel_compiles_for_a_gpu():
         assert stack == 0, name
 
 
+@pytest.fixture
+def _fresh():
+    access.triton_blocks.cache_clear()
+    yield
+    access.triton_blocks.cache_clear()
+
+
+@pytest.mark.usefixtures("_fresh")
 def test_without_triton_there_is_none_and_one_line(monkeypatch, caplog):
     def refuse(name):
         raise ImportError("no module named triton")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    access.triton_blocks.cache_clear()
-    try:
-        assert access.triton_blocks() is None
-        assert access.triton_blocks() is None
-    finally:
-        access.triton_blocks.cache_clear()
+    assert access.triton_blocks(CPU) is None
+    assert access.triton_blocks(CPU) is None
     assert [record.getMessage().count("no module named triton") for record in caplog.records] == [1]
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_where_kernels_cannot_start_there_is_none_and_one_line(caplog):
+    """Triton can be imported, but drives no device here."""
+    assert access.triton_blocks(CPU) is None
+    assert access.triton_blocks(CPU) is None
+    assert len([record for record in caplog.records if record.name == access.log.name]) == 1
+
+
+def test_kernels_that_work_are_found_and_wrong_ones_are_not(errors):
+    assert errors["found"] == ["triton", None]
