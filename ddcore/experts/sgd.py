@@ -10,11 +10,11 @@ from ddcore.data.augment import random_views
 from ddcore.data.images import Images, Normaliser, PixelRows
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import ExplicitConvNet
+from ddcore.matching.graphs import Capture, Captured, CudaCapture, Replayed
 from ddcore.networks.flat import FlatNetwork
 from ddcore.specs import AugmentSpec, ExpertsSpec
 from ddcore.task import generator
 
-WARM_UP = 3  # steps before a graph is captured: kernels are compiled and chosen, and memory is taken, on the first ones
 SMALL = 1 << 21  # numbers in a batch's largest feature map below which a GPU has room for other experts; a guess, not measured
 MOST = 8  # experts in flight
 
@@ -92,16 +92,29 @@ class Expert:
 
 
 class Lane:
-    """Where one expert trains."""
+    """Where one expert trains.
 
-    def __init__(self, core: Core, expert: Expert, spec: ExpertsSpec, data: Regression) -> None:
+    capture: how a step is made a graph that is replayed, if it is; the expert is as before afterwards. Random views are drawn on the
+    CPU, so steps with them are not.
+    """
+
+    def __init__(self, core: Core, expert: Expert, spec: ExpertsSpec, data: Regression, capture: Capture | None = None) -> None:
         self.core, self.expert, self.spec, self.data = core, expert, spec, data
+        self._work: Callable[[Tensor], tuple[Tensor, ...]] = self._step
+        if capture is not None and data.augment is None:
+            self._work = Replayed(self._step, expert.theta.device, capture=undone(capture, expert.moving))
 
     def begin_epoch(self) -> None:
         """Called before the first step of an epoch."""
 
     def step(self, rows: Tensor) -> None:
         """One step of SGD on the images `rows` [b] (on the device)."""
+        self._work(rows)
+
+    def end_epoch(self) -> None:
+        """Called after the last step of an epoch; then the expert may be read."""
+
+    def _step(self, rows: Tensor) -> tuple[Tensor, ...]:
         expert, spec = self.expert, self.spec
         found = self.core.gradient(expert.theta, *self.data.batch(rows, expert.random))
         torch.add(found.gradient, expert.velocity, alpha=spec.momentum, out=expert.velocity).add_(expert.theta, alpha=spec.weight_decay)
@@ -109,56 +122,43 @@ class Lane:
         if spec.ema is not None:
             expert.average.lerp_(expert.theta, 1.0 - spec.ema)
         expert.loss_sum.add_(found.loss, alpha=len(rows))
-
-    def end_epoch(self) -> None:
-        """Called after the last step of an epoch; then the expert may be read."""
+        return ()
 
 
 class CudaLane(Lane):
-    """A lane with a stream of its own, beside which others run; batches of full size are replayed from a graph of one step.
+    """A lane with a stream of its own, beside which others run, and steps replayed from graphs.
 
     A small student's step is many short kernels: from a graph they follow each other without the host, and those of several experts
-    overlap. Random views are drawn on the CPU, so steps with them are launched one by one.
+    overlap.
     """
 
     def __init__(self, core: Core, expert: Expert, spec: ExpertsSpec, data: Regression) -> None:
-        super().__init__(core, expert, spec, data)
-        device = expert.theta.device
-        self.stream = torch.cuda.Stream(device)
-        self.rows = torch.empty(min(spec.batch_size, len(data.images)), dtype=torch.int64, device=device)
-        self.graph: torch.cuda.CUDAGraph | None = None
+        super().__init__(core, expert, spec, data, CudaCapture())
+        self.stream = torch.cuda.Stream(expert.theta.device)
 
     def begin_epoch(self) -> None:
         self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
 
     def step(self, rows: Tensor) -> None:
         with torch.cuda.stream(self.stream):
-            if self.data.augment is not None or len(rows) != len(self.rows):
-                super().step(rows)
-                return
-            self.rows.copy_(rows)
-            if self.graph is None:
-                self.graph = self._captured()
-            self.graph.replay()
+            super().step(rows)
 
     def end_epoch(self) -> None:
         torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        rehearse(lambda: Lane.step(self, self.rows), self.expert.moving)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            super().step(self.rows)
-        return graph
 
+def undone(capture: Capture, moving: list[Tensor]) -> Capture:
+    """`capture` of work that changes the tensors `moving` in place: they are as before afterwards, also where it fails."""
 
-def rehearse(work: Callable[[], None], moving: list[Tensor]) -> None:
-    """Do `work`, which changes the tensors `moving` in place, a few times for nothing: they are as before afterwards."""
-    before = [tensor.clone() for tensor in moving]
-    for _ in range(WARM_UP):
-        work()
-    for tensor, kept in zip(moving, before, strict=True):
-        tensor.copy_(kept)
+    def captured(work: Callable[[], tuple[Tensor, ...]]) -> Captured:
+        before = [tensor.clone() for tensor in moving]
+        try:
+            return capture(work)
+        finally:
+            for tensor, kept in zip(moving, before, strict=True):
+                tensor.copy_(kept)
+
+    return captured
 
 
 def in_flight(network: FlatNetwork, batch_size: int, device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Experts against torch's own optimiser, step by step; their snapshots, averages, shards and resumption."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from ddcore.data.images import Images, mean_std, normalise
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
 from ddcore.experts import train
-from ddcore.experts.sgd import MOST, WARM_UP, in_flight, rehearse
+from ddcore.experts.sgd import MOST, Lane, in_flight
 from ddcore.experts.store import Trajectories
 from ddcore.experts.train import train_experts
 from ddcore.networks.convnet import ConvNet
@@ -150,17 +151,26 @@ def test_experts_are_trained_side_by_side_only_where_they_leave_a_gpu_idle():
     assert [in_flight(network, 256, torch.device("cuda")) for network in (small, large, other)] == [MOST, 1, 1]
 
 
-def test_a_rehearsal_changes_nothing():
-    moving, done = [torch.arange(3.0), torch.tensor(7.0)], []
+@pytest.mark.parametrize("captures", [True, False])
+@pytest.mark.parametrize("ema", [None, 0.7])
+def test_an_expert_whose_steps_are_replayed_is_the_same(world, monkeypatch, captures, ema):
+    """A stand-in for CUDA's capture: it too runs the work a few times first, and hands back what runs it again."""
+    direct, history, _ = world("direct", ema=ema)
+    attempts = []
 
-    def work():
-        done.append(moving[0].add_(1).clone())
-        moving[1].mul_(2)
+    def capture(work):
+        work()
+        work()
+        attempts.append(work)
+        if not captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return work, ()
 
-    rehearse(work, moving)
-    assert torch.equal(moving[0], torch.arange(3.0))
-    assert float(moving[1]) == 7.0
-    assert [float(state[0]) for state in done] == list(range(1, WARM_UP + 1))
+    monkeypatch.setattr(train, "Lane", partial(Lane, capture=capture))
+    replayed, again, _ = world("replayed", ema=ema)
+    assert torch.equal(direct, replayed)
+    assert history == again
+    assert len(attempts) == 2 * (2 if captures else 1)  # of each expert: whole batches, and the last one; or one attempt
 
 
 def test_differences_are_stored_if_asked_for_and_their_error_is_stated(world):
