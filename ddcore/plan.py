@@ -19,14 +19,14 @@ from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpe
 # Raise a number when a change makes that kind of step compute something else: old results are then no longer reused.
 STEP_VERSION: dict[str, int] = {
     "dataset": 1,
-    "teacher": 1,
+    "teacher": 2,
     "targets": 1,
-    "experts": 1,
-    "distill": 1,
+    "experts": 2,
+    "distill": 2,
     "export": 1,
     "figures": 1,
-    "tune": 1,
-    "evaluate": 1,
+    "tune": 2,
+    "evaluate": 2,
     "report": 1,
 }
 

@@ -57,6 +57,8 @@ def set_deterministic(threads: int | None = None) -> None:
     """Same spec, same seed, same hardware: same bits on a CPU. The number of threads orders sums, so it is set, not guessed."""
     torch.set_num_threads(threads or cores())
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Else every new tensor is first filled with NaN, at the cost of a pass over it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 

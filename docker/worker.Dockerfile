@@ -18,8 +18,9 @@ RUN useradd --uid 10001 --create-home potstill && install -d -o potstill -g pots
 COPY --from=build /opt/potstill /opt/potstill
 # Large freed blocks stay with the process: given back to the kernel and faulted in again at each step, they halve the speed of a CPU run.
 # Threads sleep while they wait for each other: spinning, they crawl on a machine that is busy with other things.
+# Without its workspace setting, cuBLAS gives other bits from run to run.
 ENV PATH=/opt/potstill/bin:$PATH PYTHONUNBUFFERED=1 POTSTILL_HOME=/var/lib/potstill \
-    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 OMP_WAIT_POLICY=passive
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 OMP_WAIT_POLICY=passive CUBLAS_WORKSPACE_CONFIG=:4096:8
 USER potstill
 WORKDIR /var/lib/potstill
 VOLUME /var/lib/potstill

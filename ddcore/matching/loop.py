@@ -1,9 +1,10 @@
 """The outer loop: optimise synthetic images, targets and the inner rate so that training on them follows the experts."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -12,8 +13,9 @@ from ddcore.data.differentiable import Views
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Every, Reporter
 from ddcore.experts.store import Trajectories
-from ddcore.matching.adjoint import Gradients, Inner, Memory, batches_of, pull_back, run_inner
+from ddcore.matching.adjoint import Inner, Memory, batches_of, pull_back, run_inner
 from ddcore.matching.cores import Core
+from ddcore.matching.graphs import Replayed
 from ddcore.matching.losses import normalised_distance
 from ddcore.matching.memory import free_bytes, measure, plan_memory
 from ddcore.networks.flat import FlatNetwork
@@ -70,6 +72,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
     views = Views(spec.augment, spec.inner_steps, state.images) if spec.augment else None
     memory = _plan(core, experts, spec, state, views)
     reporter.note(f"matching with the {core.name} core; {memory.words(spec.inner_steps)}")
+    iteration = _iteration(core, spec, memory, state, views, reporter)
     saved = Every(CHECKPOINT_SECONDS)
     stride = max(1, spec.iterations // CURVE_POINTS)
     while state.iteration < spec.iterations:
@@ -78,7 +81,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
         except Stopped:
             _save(work, state)
             raise
-        state.recent.append(_iterate(core, experts, spec, memory, state, views, first_rate))
+        state.recent.append(_iterate(iteration, experts, spec, state, views, first_rate))
         state.iteration += 1
         if state.iteration % stride == 0 or state.iteration == spec.iterations:
             _record(state, reporter)
@@ -98,31 +101,41 @@ def _plan(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, views
     return plan_memory(measure(inner, experts.row(0, 0).to(device)), inner, free_bytes(device), device)
 
 
+def _iteration(core: Core, spec: MKDTSpec, memory: Memory, state: State, views: Views | None, reporter: Reporter) -> Replayed:
+    """(start, goal, each step's indices) -> (outer loss, its gradients in images, targets and rate), all on the device."""
+
+    def work(start: torch.Tensor, goal: torch.Tensor, *batches: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        run = run_inner(Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views), start, memory)
+        loss, end = normalised_distance(run.end, start, goal)
+        found = pull_back(run, end)
+        return loss, found.images, found.targets, found.rate
+
+    return Replayed(work, state.images.device, reporter.note, _no_graph if memory.thetas == "host" else None)
+
+
+def _no_graph(work: Callable[[], tuple[torch.Tensor, ...]]) -> NoReturn:
+    raise RuntimeError("parameters are kept in host memory, which a graph cannot take")
+
+
 def _iterate(
-    core: Core, experts: Trajectories, spec: MKDTSpec, memory: Memory, state: State, views: Views | None, first_rate: float
+    iteration: Replayed, experts: Trajectories, spec: MKDTSpec, state: State, views: Views | None, first_rate: float
 ) -> torch.Tensor:
     """One outer step; returns the outer loss, still on the device. Nothing here waits for the device."""
-    device = state.images.device
     expert = int(torch.randint(experts.num_experts, (), generator=state.random))
     start_epoch = int(torch.randint(spec.max_start_epoch + 1, (), generator=state.random))
-    start = experts.row(expert, start_epoch).to(device)
-    goal = experts.row(expert, start_epoch + spec.expert_epochs).to(device)
-    batches = [b.to(device) for b in batches_of(len(state.images), spec.batch_size, spec.inner_steps, state.random)]
-
+    start, goal = experts.row(expert, start_epoch), experts.row(expert, start_epoch + spec.expert_epochs)
+    batches = batches_of(len(state.images), spec.batch_size, spec.inner_steps, state.random)
     if views is not None:
         views.draw(state.random)
-    run = run_inner(Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views), start, memory)
-    loss, end = normalised_distance(run.end, start, goal)
-    gradients = pull_back(run, end)
+    loss, *gradients = iteration(start, goal, *batches)
     before = state.rate.clone()
     _step(state, gradients, loss)
     state.rate.clamp_(before / RATE_CHANGE, before * RATE_CHANGE).clamp_(first_rate / RATE_BOUND, first_rate * RATE_BOUND)
     return loss
 
 
-def _step(state: State, gradients: Gradients, loss: torch.Tensor) -> None:
+def _step(state: State, found: Sequence[torch.Tensor], loss: torch.Tensor) -> None:
     """Apply the gradients; a window that blew up (NaN or infinity anywhere) contributes nothing but a count."""
-    found = (gradients.images, gradients.targets, gradients.rate)
     finite = torch.isfinite(loss)
     for gradient in found:
         finite = finite & torch.isfinite(gradient).all()

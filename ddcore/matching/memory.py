@@ -88,8 +88,9 @@ def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
-        return int(torch.cuda.max_memory_allocated(device)) - int(before)
-    with LiveBytes() as live:
+        return torch.cuda.max_memory_allocated(device) - before
+    live = LiveBytes()
+    with live:
         work()
     return live.peak
 
@@ -98,7 +99,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that a run may still take on `device`: what the machine has free, and no more than a container's limit leaves."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     try:
         (line,) = (line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
         free = int(line.split()[1]) * 1024
