@@ -24,7 +24,12 @@ MAX_SOCKET_PATH = 90  # bytes; the kernel allows 107, and Redis adds nothing
 
 # glibc returns every large tensor to the kernel and faults it in again at each step; kept, a training step is twice as fast on a CPU.
 # And threads that spin while they wait for each other crawl when anything else needs a core: measured, up to thirty times slower.
-ENGINE = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "OMP_WAIT_POLICY": "passive", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+ENGINE = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "OMP_WAIT_POLICY": "passive",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS gives other bits from run to run
+}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
