@@ -95,7 +95,8 @@ inline void correlate(const T* const (&corners)[B], const Framed<T>& framed, con
 }
 
 template <class T, long N, long B>
-inline void last_channels(const T* const (&corners)[B], const Framed<T>& framed, const T* kernel, long lanes, T* to, long channels, long left) {
+inline void last_channels(
+    const T* const (&corners)[B], const Framed<T>& framed, const T* kernel, long lanes, T* to, long channels, long left) {
     if constexpr (N > 1) {
         if (left <= N / 2) return last_channels<T, N / 2, B>(corners, framed, kernel, lanes, to, channels, left);
     }
@@ -133,7 +134,8 @@ template <class T> int correlate_maps(const Shape& shape, const T* maps, const T
     for (long image = 0; image < shape.images; image += framed.group) {
         framed.fill(maps, image);
         Corner<T> corner{framed};
-        correlate_all<T, 8>(corner, 0, framed.count(image) * plane, kernel, whole_vectors<T>(channels), to + image * plane * channels, channels);
+        T* const out = to + image * plane * channels;
+        correlate_all<T, 8>(corner, 0, framed.count(image) * plane, kernel, whole_vectors<T>(channels), out, channels);
     }
     return 0;
 }

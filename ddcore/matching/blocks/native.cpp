@@ -149,19 +149,20 @@ template <class T> void forward(const Shape& s, long threads, double eps, const 
     });
 }
 
-// sums [2, channels] = partials [2, images, channels] added over the images.
-template <class T> void reduce(const Shape& s, const T* partials, T* sums) {
-    for (long which = 0; which < 2; ++which)
-        for (long c = 0; c < s.channels; ++c) sums[which * s.channels + c] = 0;
-    for (long which = 0; which < 2; ++which)
-        for (long image = 0; image < s.images; ++image)
-            for (long c = 0; c < s.channels; ++c)
-                sums[which * s.channels + c] += partials[(which * s.images + image) * s.channels + c];
+// d_scale and d_shift [channels] = partials [2, images, channels] added over the images.
+template <class T> void reduce(const Shape& s, const T* partials, T* d_scale, T* d_shift) {
+    T* const both[2] = {d_scale, d_shift};
+    for (T* const sums : both) {
+        for (long c = 0; c < s.channels; ++c) sums[c] = 0;
+        for (long image = 0; image < s.images; ++image, partials += s.channels)
+            for (long c = 0; c < s.channels; ++c) sums[c] += partials[c];
+    }
 }
 
 template <class T>
 int backward(
-    const Shape& s, long threads, const T* u, const T* stats, const T* scale, const T* shift, const T* p_h, T* p_u, T* sums) {
+    const Shape& s, long threads, const T* u, const T* stats, const T* scale, const T* shift, const T* p_h, T* p_u, T* d_scale,
+    T* d_shift) {
     T* partials = static_cast<T*>(std::malloc(sizeof(T) * 2 * s.images * s.channels));
     if (!partials) return 1;
     const T share_of_one = T(1) / T(s.height * s.width);
@@ -211,7 +212,7 @@ int backward(
             walk(s, strip, window, single);
         });
     });
-    reduce(s, partials, sums);
+    reduce(s, partials, d_scale, d_shift);
     std::free(partials);
     return 0;
 }
@@ -278,7 +279,7 @@ void tangent(
 template <class T>
 int second(
     const Shape& s, long threads, const T* u, const T* stats, const T* u_dot, const T* stats_dot, const T* scale, const T* shift,
-    const T* scale_dot, const T* p_h, const T* q_h, T* q_u, T* sums) {
+    const T* scale_dot, const T* p_h, const T* q_h, T* q_u, T* d_scale, T* d_shift) {
     T* partials = static_cast<T*>(std::malloc(sizeof(T) * 2 * s.images * s.channels));
     if (!partials) return 1;
     const T share_of_one = T(1) / T(s.height * s.width);
@@ -287,7 +288,7 @@ int second(
         const T *given_p = p_h + image * s.pooled(), *given_q = q_h + image * s.pooled();
         const T *mean = stats + image * s.channels, *r = mean + s.images * s.channels;
         const T *mean_dot = stats_dot + image * s.channels, *mean_nu = mean_dot + s.images * s.channels;
-        T *out = q_u + image * s.slab(), *d_scale = partials + image * s.channels, *d_shift = d_scale + s.images * s.channels;
+        T *out = q_u + image * s.slab(), *own_scale = partials + image * s.channels, *own_shift = own_scale + s.images * s.channels;
         T sum_p[group_of<T>], sum_np[group_of<T>], sum_up[group_of<T>], sum_q[group_of<T>], sum_nq[group_of<T>];
         for (long i = 0; i < to - from; ++i) sum_p[i] = sum_np[i] = sum_up[i] = sum_q[i] = sum_nq[i] = 0;
         sweep<T>(s, from, to, [&](auto lanes, long strip, long c) {
@@ -325,8 +326,8 @@ int second(
         for (long c = from, i = 0; c < to; ++c, ++i) {
             const T g = scale[c], g_dot = scale_dot[c], by = r[c], a = mean_nu[c];
             const T moving = by * (sum_up[i] - a * sum_np[i]); // sum(P_z n_dot)
-            d_scale[c] = sum_nq[i] + moving;
-            d_shift[c] = sum_q[i];
+            own_scale[c] = sum_nq[i] + moving;
+            own_shift[c] = sum_q[i];
             const T np = g * sum_np[i];
             constant[i] = -by * share_of_one * (g * sum_q[i] + g_dot * sum_p[i] - by * a * g * sum_p[i]);
             of_n[i] = -by * share_of_one * (g * sum_nq[i] + g_dot * sum_np[i] - 2 * by * a * np + g * moving);
@@ -356,7 +357,7 @@ int second(
             walk(s, strip, window, single);
         });
     });
-    reduce(s, partials, sums);
+    reduce(s, partials, d_scale, d_shift);
     std::free(partials);
     return 0;
 }
@@ -443,57 +444,67 @@ int image_gradient(const Shape& s, long threads, const T* q_u, const T* p_u, con
     return failed;
 }
 
-} // namespace
-
 // ---- what Python calls ---------------------------------------------------------------------------------------------------------
 // Everything a call needs lies in one struct, since ctypes takes longer over a dozen arguments than a small map takes in here.
-// stats [2, images, channels] are mean u and r; stats_dot mean u_dot and mean(n u_dot); sums [2, channels] the gradients of scale and
-// shift. The answer is 0, or 1 if there was no memory.
+// stats [2, images, channels] are mean u and r; stats_dot mean u_dot and mean(n u_dot). The answer is 0, or 1 if there was no memory.
 
 struct Call {
     long threads, images, height, width, channels, others; // others: the channels on a convolution's far side
     double eps;
-    void* pointers[11];
-    template <class T> T* at(int place) const { return static_cast<T*>(pointers[place]); }
+    void* pointers[12]; // as many as the function takes
     Shape shape() const { return {images, height, width, channels}; }
 };
 
+template <class T> struct Pointers {
+    void* const* all;
+    T* operator[](int place) const { return static_cast<T*>(all[place]); }
+};
+
+template <class T> int call_forward(const Call& call, Pointers<T> p) { // u, scale, shift, h, stats
+    forward<T>(call.shape(), call.threads, call.eps, p[0], p[1], p[2], p[3], p[4]);
+    return 0;
+}
+
+template <class T> int call_backward(const Call& call, Pointers<T> p) { // u, stats, scale, shift, p_h, p_u, d_scale, d_shift
+    return backward<T>(call.shape(), call.threads, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
+}
+
+template <class T> int call_tangent(const Call& call, Pointers<T> p) {
+    // u, stats, scale, shift, u_dot, scale_dot, shift_dot, h_dot, stats_dot
+    tangent<T>(call.shape(), call.threads, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8]);
+    return 0;
+}
+
+template <class T> int call_second(const Call& call, Pointers<T> p) {
+    // u, stats, u_dot, stats_dot, scale, shift, scale_dot, p_h, q_h, q_u, d_scale, d_shift
+    return second<T>(call.shape(), call.threads, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11]);
+}
+
+template <class T> int call_image_gradient(const Call& call, Pointers<T> p) { // q_u, p_u, weight, weight_dot, d_x [images, others, ...]
+    const auto with = call.others == 1 ? image_gradient<T, 1> : call.others == 2 ? image_gradient<T, 2> : image_gradient<T, 3>;
+    return with(call.shape(), call.threads, p[0], p[1], p[2], p[3], p[4]);
+}
+
+template <class T> int call_convolve(const Call& call, Pointers<T> p) { // h, weight, u [images, ..., others]
+    return convolve<T>(call.shape(), call.others, p[0], p[1], p[2]);
+}
+
+template <class T> int call_convolve_back(const Call& call, Pointers<T> p) { // p_u [images, ..., others], h, weight, d_h, d_weight
+    return convolve_back<T>(call.shape(), call.others, p[0], p[1], p[2], p[3], p[4]);
+}
+
+} // namespace
+
 extern "C" void potstill_runtime(void* parallel) { gomp_parallel = reinterpret_cast<Parallel>(parallel); }
 
-#define POTSTILL(T)                                                                                                                    \
-    extern "C" int potstill_forward_##T(const Call* call) { /* u, scale, shift, h, stats */                                            \
-        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
-        forward<T>(call->shape(), call->threads, call->eps, at(0), at(1), at(2), at(3), at(4));                                        \
-        return 0;                                                                                                                      \
-    }                                                                                                                                  \
-    extern "C" int potstill_backward_##T(const Call* call) { /* u, stats, scale, shift, p_h, p_u, sums */                              \
-        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
-        return backward<T>(call->shape(), call->threads, at(0), at(1), at(2), at(3), at(4), at(5), at(6));                             \
-    }                                                                                                                                  \
-    extern "C" int potstill_tangent_##T(const Call* call) { /* u, stats, scale, shift, u_dot, scale_dot, shift_dot, h_dot, stats_dot */ \
-        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
-        tangent<T>(call->shape(), call->threads, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8));                       \
-        return 0;                                                                                                                      \
-    }                                                                                                                                  \
-    extern "C" int potstill_second_##T(                                                                                                \
-        const Call* call) { /* u, stats, u_dot, stats_dot, scale, shift, scale_dot, p_h, q_h, q_u, sums */                             \
-        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
-        return second<T>(                                                                                                              \
-            call->shape(), call->threads, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10));               \
-    }                                                                                                                                  \
-    extern "C" int potstill_image_gradient_##T(const Call* call) { /* q_u, p_u, weight, weight_dot, d_x [images, others, ...] */       \
-        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
-        const auto with = call->others == 1 ? image_gradient<T, 1> : call->others == 2 ? image_gradient<T, 2> : image_gradient<T, 3>;  \
-        return with(call->shape(), call->threads, at(0), at(1), at(2), at(3), at(4));                                                  \
-    }                                                                                                                                  \
-    extern "C" int potstill_convolve_##T(const Call* call) { /* h [images, ..., channels], weight, u [images, ..., others] */          \
-        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
-        return convolve<T>(call->shape(), call->others, at(0), at(1), at(2));                                                          \
-    }                                                                                                                                  \
-    extern "C" int potstill_convolve_back_##T(const Call* call) { /* p_u [images, ..., others], h, weight, d_h, d_weight: null if not wanted */ \
-        const auto at = [call](int place) { return call->at<T>(place); };                                                              \
-        return convolve_back<T>(call->shape(), call->others, at(0), at(1), at(2), at(3), at(4));                                       \
-    }
+#define POTSTILL(NAME)                                                                                                                 \
+    extern "C" int potstill_##NAME##_float(const Call* call) { return call_##NAME<float>(*call, {call->pointers}); }                   \
+    extern "C" int potstill_##NAME##_double(const Call* call) { return call_##NAME<double>(*call, {call->pointers}); }
 
-POTSTILL(float)
-POTSTILL(double)
+POTSTILL(forward)
+POTSTILL(backward)
+POTSTILL(tangent)
+POTSTILL(second)
+POTSTILL(image_gradient)
+POTSTILL(convolve)
+POTSTILL(convolve_back)

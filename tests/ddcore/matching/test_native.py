@@ -152,8 +152,7 @@ def small_world(shape, dtype=torch.float64):
 
 @pytest.fixture
 def own_convolutions(blocks, monkeypatch):
-    """The blocks, with PyTorch's convolutions taken away, whatever the size."""
-    monkeypatch.setattr(native, "SMALL_CHANNELS", 40)
+    """The blocks, with PyTorch's convolutions taken away."""
     monkeypatch.setattr(TorchConvolutions, "convolve", None)
     monkeypatch.setattr(TorchConvolutions, "convolve_back", None)
     return blocks
@@ -192,7 +191,9 @@ def test_threads_change_no_bit_of_a_small_convolution(own_convolutions, threads,
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
 
 
-@pytest.mark.parametrize(("shape", "calls"), [((20, 8, 8, 8, 8), 0), ((64, 16, 16, 16, 16), 2), ((1, 3, 64, 2, 2), 2)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "calls"), [((20, 8, 8, 8, 8), 0), ((64, 16, 16, 16, 16), 2), ((1, 3, 65, 2, 2), 2), ((2, 3, 8, 0, 4), 2)], ids=str
+)
 def test_large_convolutions_go_to_pytorch(blocks, monkeypatch, shape, calls):
     seen = []
     for name in ("convolve", "convolve_back"):
