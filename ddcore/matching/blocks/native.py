@@ -15,6 +15,7 @@ from ddcore.matching.blocks.compiling import NotCompiled, library_of
 from ddcore.matching.blocks.convolution import TorchConvolutions
 from ddcore.matching.blocks.eager import EagerBlocks
 from ddcore.matching.blocks.interface import EPS, Blocks, Saved
+from ddcore.threads import threads_worth
 
 log = logging.getLogger(__name__)
 
@@ -257,12 +258,21 @@ def _check(blocks: Blocks) -> None:
     b, c, h, w = 2, 21, 5, 7
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=make)
+        return torch.randn(shape, dtype=torch.float64, generator=make).contiguous()
 
     maps, pooled, rows = [draw(b, c, h, w) for _ in range(2)], [draw(b, c, h // 2, w // 2) for _ in range(2)], [draw(c) for _ in range(4)]
-    for found, right in zip(_run(blocks, maps, pooled, rows), _run(EagerBlocks(), maps, pooled, rows), strict=True):
+    images, weights = draw(b, 3, h, w), [draw(c, 3, 3, 3) for _ in range(2)]
+    with threads_worth(0):  # a thread started here would be missing in a process that forks afterwards
+        results = [[*_run(one, maps, pooled, rows), *_convolve(one, maps, images, weights)] for one in (blocks, EagerBlocks())]
+    for found, right in zip(*results, strict=True):
         if not torch.allclose(found, right, rtol=1e-9, atol=1e-9):
             raise NotCompiled("what was compiled does not compute the block")
+
+
+def _convolve(blocks: Blocks, maps: list[Tensor], images: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """Everything that the convolutions' functions return, on one layer."""
+    back = blocks.convolve_back(maps[0], images, weights[0])
+    return [blocks.convolve(images, weights[0]), *back, blocks.image_gradient(*maps, *weights)]
 
 
 def _run(blocks: Blocks, maps: list[Tensor], pooled: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
