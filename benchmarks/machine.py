@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from benchmarks.pairs import wait_for
 from ddcore.run import keep_freed_memory
 
-DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float64": torch.float64}
+# Of the tensors on both sides; with bf16 our convolutions, and theirs alone, multiply in bfloat16.
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 WAYS = 7  # times that a peak is measured; the best counts
 CPU_SIDE, CUDA_SIDE = 2048, 8192  # of the multiplied matrices
 CPU_COPY, CUDA_COPY = 1 << 27, 1 << 32  # bytes, far above any cache
@@ -47,24 +49,28 @@ def _cpu() -> str:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Measured here and now, in this dtype: floating-point operations a second of a product of large matrices, bytes a second of a copy."""
+    """Measured here and now, in this dtype: operations a second of one large product or convolution, bytes a second copied."""
 
     flops: float
     bandwidth: float
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
-    """The best of a few products, and of a few copies (which read and write every byte)."""
+    """The best of a few products and convolutions (a CPU's libraries differ by more than two), and of a few copies (read and write)."""
     on_gpu = device.type == "cuda"
     side = CUDA_SIDE if on_gpu else CPU_SIDE
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    product = _best(lambda: torch.mm(a, b, out=out), device)
+    product = 2.0 * side**3 / _best(lambda: torch.mm(a, b, out=out), device)
+    maps, weight = torch.randn(64, 256, 16, 16, device=device, dtype=dtype), torch.randn(256, 256, 3, 3, device=device, dtype=dtype)
+    maps, weight = (t.contiguous(memory_format=torch.channels_last) for t in (maps, weight))
+    taps = 2.0 * maps.numel() * weight[0].numel()  # one product and one sum for each weight, pixel and image
+    convolution = taps / _best(lambda: functional.conv2d(maps, weight, padding=1), device)
     size = CUDA_COPY if on_gpu else CPU_COPY
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     goal = torch.ones_like(source)
     copy = _best(lambda: goal.copy_(source), device)
-    return Peaks(2.0 * side**3 / product, 2.0 * size / copy)
+    return Peaks(max(product, convolution), 2.0 * size / copy)
 
 
 def _best(run: Callable[[], object], device: torch.device) -> float:

@@ -18,6 +18,7 @@ from ddcore.matching.blocks.native import native_blocks
 from ddcore.matching.blocks.triton import triton_blocks
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import ExplicitConvNet, core_of
+from ddcore.matching.precision import half_core
 from ddcore.networks.backbones import build_backbone, feature_dim
 from ddcore.networks.convnet import ConvNet
 from ddcore.networks.flat import FlatNetwork
@@ -65,8 +66,13 @@ def threads_of(sizes: Sizes) -> int:
     return 1 if sizes.maps * sizes.height * sizes.width * sizes.batch <= SMALL else cores()
 
 
-def make_core(name: str, network: FlatNetwork, device: torch.device) -> Core:
-    """The core called `name` in CORES; `auto` is the one that the engine takes. Raises SystemExit where this machine has none such."""
+def make_core(name: str, network: FlatNetwork, device: torch.device, half: bool = False) -> Core:
+    """The core called `name` in CORES; `auto` is the one that the engine takes; half: with its convolutions in bfloat16.
+
+    Raises SystemExit where this machine has none such.
+    """
+    if half:
+        return half_core(make_core(name, network, device))
     if name == "auto":
         return core_of(network, device)
     return Core(network) if name == "generic" else ExplicitConvNet(network, _blocks(name, device))
@@ -81,7 +87,7 @@ def _blocks(name: str, device: torch.device) -> Blocks:
     elif name == "compiled":
         blocks = compiled_blocks(device)
     elif name == "triton" and device.type == "cuda":
-        blocks = triton_blocks()
+        blocks = triton_blocks(device)
     if blocks is None:
         raise SystemExit(f"--core {name}: there are no such blocks for {device.type} on this machine; try --core auto")
     return blocks

@@ -24,6 +24,8 @@ import math
 import time
 from typing import Any
 
+import torch
+
 from benchmarks.allocations import peak_bytes
 from benchmarks.exactness import gradients, max_relative_error
 from benchmarks.full_unroll import Problem, full_unroll
@@ -34,6 +36,8 @@ from benchmarks.roofline import least_seconds, passes_flops
 from benchmarks.settings import CIFAR, CORES, Setting, flat_convnet, make_core, setting, threads_of
 from ddcore.matching.adjoint import Memory
 from ddcore.matching.cores import Core
+from ddcore.matching.graphs import Replayed
+from ddcore.matching.precision import true_float32
 from ddcore.networks.flat import FlatNetwork
 from ddcore.presets import PRESETS
 from ddcore.run import choose_device
@@ -49,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = setting(options, device)
     prepare(options.threads or threads_of(chosen.sizes), options.dtype)
     network = flat_convnet(chosen.sizes, device, DTYPES[options.dtype])
-    core = make_core(chosen.core, network, device)
+    core = make_core(chosen.core, network, device, options.dtype == "bf16")
     peaks = measure_peaks(device, DTYPES[options.dtype])
     about = facts(device) | {"core": core.name, "parameters": network.num_parameters}
     about |= {"peak_gflops": round(peaks.flops / 1e9, 1), "peak_gbytes_per_second": round(peaks.bandwidth / 1e9, 1)}
@@ -66,13 +70,14 @@ def _row(chosen: Setting, network: FlatNetwork, core: Core, n: int, peaks: Peaks
     began = time.perf_counter()
     memory = _memory(chosen, network, core, problem, kept)  # also the first run of both sides
     warm_up = 0 if time.perf_counter() - began > LONG else 2
-    theirs, ours = (
-        clocked(run, chosen.device) for run in (lambda: full_unroll(network.module, problem), lambda: gradients(core, problem, kept))
-    )
+    iteration = Replayed(lambda: gradients(core, problem, kept), chosen.device)  # on CUDA a graph, as in the engine
+    theirs, ours = (clocked(run, chosen.device) for run in (lambda: full_unroll(network.module, problem), iteration))
     pairs = interleave(theirs, ours, options.repeats, options.seconds, warm_up)
     row: dict[str, Any] = {"n": n, "batch": chosen.sizes.batch, "device": chosen.device.type, "dtype": chosen.dtype}
     row |= pairs.report() | {"cached": kept.cached, "momentum": chosen.momentum}
     row |= memory
+    if chosen.dtype in ("tf32", "bf16"):
+        row["cosine"] = _cosine(network, core, problem, kept)
     seconds = row["ms"] / 1e3
     # The least work there is: a pull-back that repeats nothing, whatever was timed.
     row["flops"] = n * passes_flops(chosen.sizes)
@@ -80,6 +85,15 @@ def _row(chosen: Setting, network: FlatNetwork, core: Core, n: int, peaks: Peaks
     row["roofline_share"] = _rounded(least_seconds(chosen.sizes, n, peaks, DTYPES[chosen.dtype].itemsize) / seconds)
     row["baseline_flops_share"] = _rounded(row["flops"] / (row["baseline_ms"] / 1e3) / peaks.flops)
     return row
+
+
+def _cosine(network: FlatNetwork, core: Core, problem: Problem, kept: Memory) -> float:
+    """The smaller cosine of our gradients in images and targets with the full unroll's in float32."""
+    with true_float32():
+        wanted = full_unroll(network.module, problem)
+    found = gradients(core, problem, kept)
+    pairs = ((found[0], wanted.images), (found[1], wanted.targets))
+    return min(float(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0)) for one, other in pairs)
 
 
 def _memory(chosen: Setting, network: FlatNetwork, core: Core, problem: Problem, kept: Memory) -> dict[str, Any]:
@@ -137,7 +151,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, metavar="K", help=text)
     parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="lengths of the inner run")
     parser.add_argument("--momentum", type=float, help="of the inner run")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="tf32: float32 with products in TF32, both sides")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=DTYPES,
+        help="tf32: float32 with products in TF32, both sides; bf16: our convolutions in bfloat16, against float32",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="as the engine decides when absent")
     parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")
