@@ -54,12 +54,15 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward and one reverse pass through the network, P of `explicit`'s notation; a list has one entry a block."""
+    """One forward and one reverse pass through the network, P of `explicit`'s notation; a list has one entry a block.
+
+    A pull-back takes entries away as it goes, last block first, so that what it has used is free again.
+    """
 
     parts: Parts
     inputs: list[Tensor]  # h before each block, and after the last
     saved: list[Saved]
-    p_u: list[Tensor]
+    p_u: list[Tensor | None]  # None where it was not needed yet
     p_h: list[Tensor]  # at each block's output
     p_out: Tensor  # [k, d]
 
@@ -93,16 +96,22 @@ class ExplicitConvNet(Core):
         torch.mm(q_out.t(), features, out=places[-2]).addmm_(done.p_out.t(), features_dot)
         torch.sum(q_out, 0, out=places[-1])
         q_h = self._like((q_out @ parts.linear).addmm_(done.p_out, dots.linear), h_dots[-1])
+        done.inputs.pop()
         for depth in reversed(range(self.depth)):
             (weight, scale, shift), (weight_dot, scale_dot, _) = parts.blocks[depth], dots.blocks[depth]
-            q_u, d_scale, d_shift = self.blocks.second(done.saved[depth], dotted[depth], scale, shift, scale_dot, done.p_h[depth], q_h)
-            q_h, d_weight = self.blocks.convolve_back(q_u, done.inputs[depth], weight, for_input=depth > 0)
+            h, saved, p_u, p_h = done.inputs.pop(), done.saved.pop(), done.p_u.pop(), done.p_h.pop()
+            q_u, d_scale, d_shift = self.blocks.second(saved, dotted.pop(), scale, shift, scale_dot, p_h, q_h)
+            q_h, d_weight = self.blocks.convolve_back(q_u, h, weight, for_input=depth > 0)
+            if p_u is None:
+                p_u = self.blocks.backward(saved, scale, shift, p_h)[0]
+            del saved
             if depth:
-                more_h, more_weight = self.blocks.convolve_back(done.p_u[depth], h_dots[depth - 1], weight_dot)
+                more_h, more_weight = self.blocks.convolve_back(p_u, h_dots[depth - 1], weight_dot)
                 q_h += more_h
                 d_weight += more_weight
             else:  # the images do not move, so there is no h_dot
-                d_x = self.blocks.image_gradient(q_u, done.p_u[0], weight, weight_dot)
+                d_x = self.blocks.image_gradient(q_u, p_u, weight, weight_dot)
+            del q_u, p_u
             _fill(places[4 * depth :], d_weight, d_scale, d_shift)
         return Backward(torch.sum(done.p_out * out_dot), d_theta, d_x, -q_out)
 
@@ -138,14 +147,18 @@ class ExplicitConvNet(Core):
         if places is not None:
             torch.mm(p_out.t(), features, out=places[-2])
             torch.sum(p_out, 0, out=places[-1])
-        p_h, p_hs, p_us = self._like(p_out @ parts.linear, inputs[-1]), [], []
+        p_h = self._like(p_out @ parts.linear, inputs[-1])
+        p_hs: list[Tensor] = []
+        p_us: list[Tensor | None] = []
         for depth in reversed(range(self.depth)):
+            p_hs.append(p_h)
+            if places is None and depth == 0:
+                p_us.append(None)  # a map of the images' size, the largest there is: not before something reads it
+                break
             weight, scale, shift = parts.blocks[depth]
             p_u, d_scale, d_shift = self.blocks.backward(saved[depth], scale, shift, p_h)
-            p_hs.append(p_h)
             p_us.append(p_u)
-            if places is not None or depth:
-                p_h, d_weight = self.blocks.convolve_back(p_u, inputs[depth], weight, depth > 0, places is not None)
+            p_h, d_weight = self.blocks.convolve_back(p_u, inputs[depth], weight, depth > 0, places is not None)
             if places is not None:
                 _fill(places[4 * depth :], d_weight, d_scale, d_shift)
         return error.square().mean(), Pass(parts, inputs, saved, p_us[::-1], p_hs[::-1], p_out)
