@@ -74,7 +74,8 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
     reporter.note(f"matching with the {core.name} core; {memory.words(spec.inner_steps)}")
     iteration = _iteration(core, spec, memory, state, views, reporter)
     saved = Every(CHECKPOINT_SECONDS)
-    stride = max(1, spec.iterations // CURVE_POINTS)
+    # A point of the curve waits for the device.
+    stride = max(LOOK_EVERY if state.images.is_cuda else 1, spec.iterations // CURVE_POINTS)
     while state.iteration < spec.iterations:
         try:
             reporter.progress(state.iteration, spec.iterations, "iterations", "matching trajectories")
@@ -98,7 +99,8 @@ def _plan(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, views
     device, size = state.images.device, min(spec.batch_size, len(state.images))
     batches = [torch.arange(size, device=device)] * spec.inner_steps
     inner = Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views)
-    return plan_memory(measure(inner, experts.row(0, 0).to(device)), inner, free_bytes(device), device)
+    need = measure(inner, experts.row(0, 0).to(device))
+    return plan_memory(need, inner, free_bytes(device), device, free_bytes(torch.device("cpu")))
 
 
 def _iteration(core: Core, spec: MKDTSpec, memory: Memory, state: State, views: Views | None, reporter: Reporter) -> Replayed:

@@ -16,7 +16,12 @@ from ddcore.errors import DdcoreError
 from ddcore.matching.adjoint import Inner, Memory, pull_back, run_inner
 
 SHARE = 0.8  # of the free memory that a plan may use: others live here too, and kernels take workspace that is not counted
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
+# Where a container's limit and use stand: version 2, and version 1.
+CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -58,28 +63,60 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes: of an inner run of one step from its start to its gradients; of one flat vector; of what one kept step adds."""
+    """Bytes: of one flat vector; of an inner run of one step up to its gradients, and of what one kept step adds, each as a constant and
+    so much for each image of the batch.
+    """
 
-    step: int
     theta: int
-    kept: int
+    step_fixed: int
+    step_image: int
+    kept_fixed: int
+    kept_image: int
+
+    def step(self, images: int) -> int:
+        return self.step_fixed + images * self.step_image
+
+    def kept(self, images: int) -> int:
+        return self.kept_fixed + images * self.kept_image
 
 
 def measure(inner: Inner, start: Tensor) -> Need:
-    """Run the first step of `inner` and its pull-back, and count."""
-    one = Inner(inner.core, inner.images, inner.targets, inner.rate, inner.batches[:1], inner.momentum, inner.augment)
+    """Run one step of `inner` and its pull-back on two small parts of its batch, and count.
+
+    From these follows any batch, also one too large to be tried: maps grow with the images, parameters do not.
+    """
+    small = max(1, len(inner.batches[0]) // 8)
+    (step, kept), (more_step, more_kept) = (_one_step(inner, start, size) for size in (small, 2 * small))
+    step_image, kept_image = -((step - more_step) // small), -((kept - more_kept) // small)  # rounded up
+    return Need(start.nbytes, step - small * step_image, step_image, kept - small * kept_image, kept_image)
+
+
+def _one_step(inner: Inner, start: Tensor, size: int) -> tuple[int, int]:
+    """Bytes that a step and its pull-back take at most, and that its passes keep, on `size` images."""
+    rows = torch.arange(size, device=start.device) % len(inner.images)
+    one = Inner(inner.core, inner.images, inner.targets, inner.rate, [rows], inner.momentum, inner.augment)
 
     def there_and_back() -> None:
         run = run_inner(one, start)
         pull_back(run, run.end)
 
     there_and_back()  # libraries set themselves up on first use
-    kept = LiveBytes()
-    with kept:
-        held = one.core.gradient(start, *one.batch(0), keep=True).kept
-        size = kept.now
-        del held
-    return Need(peak_bytes(there_and_back, start.device), start.nbytes, size)
+    return peak_bytes(there_and_back, start.device), _kept_bytes(one, start)
+
+
+def _kept_bytes(one: Inner, start: Tensor) -> int:
+    x, y = one.batch(0)
+    if start.device.type == "cuda":
+        before = torch.cuda.memory_allocated(start.device)
+        kept = one.core.gradient(start, x, y, keep=True).kept
+        size = torch.cuda.memory_allocated(start.device) - before
+    else:
+        live = LiveBytes()
+        with live:
+            kept = one.core.gradient(start, x, y, keep=True).kept
+            size = live.now
+    del kept
+    return size
 
 
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
@@ -101,27 +138,39 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     try:
-        (line,) = (line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
-        free = int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # no Linux: half of what there is
-    try:
-        return min(free, int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such limit
-        return free
+        free = 1024 * _numbers(MEMINFO)["MemAvailable"]
+    except (OSError, KeyError):  # no Linux: half of what there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for folder, limit, used in CGROUPS:
+        try:
+            most, now = (int((folder / name).read_text()) for name in (limit, used))
+            files = _numbers(folder / "memory.stat")
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
+        cached = files.get("active_file", 0) + files.get("inactive_file", 0)  # counted as used, and given up when it is needed
+        free = min(free, most - now + cached)
+    return max(free, 0)
 
 
-def plan_memory(need: Need, inner: Inner, free: int, device: torch.device) -> Memory:
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines like "MemAvailable:   123 kB" or "active_file 123"."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
+
+
+def plan_memory(need: Need, inner: Inner, free: int, device: torch.device, host: int) -> Memory:
     """The fastest way to keep an inner run within SHARE of `free` bytes. Raises `DdcoreError` out_of_memory where there is none.
 
-    In order: every theta on the device and as many steps as fit with their passes; every theta, in host memory if the device is CUDA;
-    a sparse few.
+    In order: every theta on the device and as many steps as fit with their passes; every theta, in host memory (of which `host` bytes
+    are free) if the device is CUDA; a sparse few.
     """
-    steps, room = len(inner.batches), int(SHARE * free) - need.step
-    every = steps * need.theta * (2 if inner.rate.ndim else 1)  # layers' rates need each step's gradient
-    if room >= every:
-        return Memory(min(steps, (room - every) // max(1, need.kept)))
-    if room >= 0 and device.type == "cuda" and not inner.rate.ndim:
+    steps, images = len(inner.batches), len(inner.batches[0])
+    room = int(SHARE * free) - need.step(images)
+    gradients = steps * need.theta if inner.rate.ndim else 0  # layers' rates need each step's gradient
+    every = steps * need.theta
+    if room >= every + gradients:
+        return Memory(min(steps, (room - every - gradients) // max(1, need.kept(images))))
+    if room >= gradients and device.type == "cuda" and int(SHARE * host) >= every:
         return Memory(0, "host")
     if room >= sparse_bytes(need, inner, steps):
         return Memory(0, "sparse")
@@ -136,19 +185,19 @@ def sparse_bytes(need: Need, inner: Inner, steps: int) -> int:
 
 def _refusal(need: Need, inner: Inner, free: int) -> tuple[str, str]:
     """The figures, and the largest number of steps or of images that would fit."""
-    steps, batch, room = len(inner.batches), len(inner.batches[0]), int(SHARE * free)
-    least = need.step + sparse_bytes(need, inner, steps)
+    steps, images, room = len(inner.batches), len(inner.batches[0]), int(SHARE * free)
+    least = need.step(images) + sparse_bytes(need, inner, steps)
     detail = (
-        f"{steps} inner steps on batches of {batch} need at least {_gib(least)} beside what is loaded;"
+        f"{steps} inner steps on batches of {images} need at least {_gib(least)} beside what is loaded;"
         f" {_gib(free)} are free, of which {SHARE:.0%} may be used"
     )
-    fits = [n for n in range(1, steps) if need.step + sparse_bytes(need, inner, n) <= room]
-    images = int(batch * (room - sparse_bytes(need, inner, steps)) / need.step)
+    fits = [n for n in range(1, steps) if need.step(images) + sparse_bytes(need, inner, n) <= room]
+    most = (room - sparse_bytes(need, inner, steps) - need.step_fixed) // max(1, need.step_image)
     hints = []
     if fits:
         hints.append(f"method.inner_steps of {fits[-1]} or less at this batch size")
-    if images >= 1:
-        hints.append(f"method.batch_size of about {images} or less at this number of steps")
+    if 1 <= most < images:
+        hints.append(f"method.batch_size of {most} or less at this number of steps")
     return detail, " or ".join(hints) or "a smaller student, or a machine with more memory"
 
 
