@@ -21,7 +21,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """
     gc.collect()
     if device.type == "cuda":
-        run()  # on the first run kernels are chosen by trial, in workspaces of their own
+        run()  # on the first run libraries set themselves up, in workspaces of their own
         wait_for(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

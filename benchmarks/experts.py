@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.machine import DTYPES, facts, prepare
+from benchmarks.machine import DTYPES, choose_dtype, facts, prepare
 from benchmarks.output import between, facts_line, finish, table
 from benchmarks.pairs import clocked, interleave
 from benchmarks.reads import reads, reads_table
@@ -42,6 +42,7 @@ ON_CUDA = 20  # steps in one measurement there: the host runs ahead of the devic
 def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     device = choose_device(options.device)
+    options.dtype = choose_dtype(options.dtype, device)
     rows = [_row(options, width, device) for width in options.width]
     print(facts_line(facts(device)), flush=True)
     print(table(("width", "batch", "device", "plain ms", "ours ms", "ratio [quartiles]", "n", "images/s"), [_cells(row) for row in rows]))
@@ -52,10 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _row(options: argparse.Namespace, width: int, device: torch.device) -> dict[str, Any]:
     sizes = Sizes(options.batch, 3, options.size, options.size, options.dims, options.depth, width)
-    prepare(options.threads or threads_of(sizes), options.dtype)
+    prepare(options.threads or threads_of(sizes))
     spec = ExpertsSpec(batch_size=sizes.batch)
     data, targets = _data(options.images, sizes)
-    network = flat_convnet(sizes, device, DTYPES[options.dtype])
+    network = flat_convnet(sizes, device, DTYPES[options.dtype].tensors)
     batches = [rows.to(device) for rows in torch.randperm(options.images, generator=generator(SEED, "order")).split(sizes.batch)]
     whole = [rows for rows in batches if len(rows) == sizes.batch]
     plain, ours = plain_step(network, spec, data, targets, device)[0], our_step(network, spec, data, targets, device)[0]
@@ -134,7 +135,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="K", help=f"{text} (%(default)s)")
     parser.add_argument("--parameters", type=int, metavar="P", help="of the snapshots that are read; the last student's when absent")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "tf32"), help="tf32: float32 with products in TF32, both sides")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "tf32"), help="auto: tf32 on CUDA, float32 elsewhere")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="as the engine decides when absent")
     parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")

@@ -1,4 +1,4 @@
-"""The machine a benchmark runs on: what it is, how fast it multiplies and copies, and one setting for both sides."""
+"""The machine a benchmark runs on: what it is, how fast it multiplies and copies, and the engine's own settings for both sides."""
 
 import os
 import platform
@@ -12,22 +12,47 @@ import torch
 from torch.nn import functional
 
 from benchmarks.pairs import wait_for
-from ddcore.run import keep_freed_memory
+from ddcore.matching.precision import set_precision
+from ddcore.run import keep_freed_memory, set_deterministic
 
-# Of the tensors on both sides; with bf16 our convolutions, and theirs alone, multiply in bfloat16.
-DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 WAYS = 7  # times that a peak is measured; the best counts
 CPU_SIDE, CUDA_SIDE = 2048, 8192  # of the multiplied matrices
 CPU_COPY, CUDA_COPY = 1 << 27, 1 << 32  # bytes, far above any cache
 
 
-def prepare(threads: int, dtype: str = "float32") -> None:
-    """One setting for both sides: threads, freed memory kept, precision of float32 products, convolutions chosen by trial on CUDA."""
+@dataclass(frozen=True)
+class Dtype:
+    """What --dtype stands for: parameters, images and results on both sides; maps between our convolutions, and what these multiply in."""
+
+    tensors: torch.dtype
+    maps: torch.dtype
+
+
+DTYPES = {
+    "float32": Dtype(torch.float32, torch.float32),
+    "tf32": Dtype(torch.float32, torch.float32),
+    "bf16": Dtype(torch.float32, torch.bfloat16),
+    "float64": Dtype(torch.float64, torch.float64),
+}
+
+
+def prepare(threads: int) -> None:
+    """The settings that the engine runs with, for both sides: threads, deterministic algorithms, freed memory kept."""
     keep_freed_memory()
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-    torch.backends.cudnn.benchmark = True
+    set_deterministic(threads)
+
+
+def choose_dtype(choice: str, device: torch.device) -> str:
+    """Set what float32 products are computed in, on both sides, as the engine does; returns the name in DTYPES.
+
+    `auto` is tf32 on CUDA and float32 elsewhere; with bf16, products that stay float32 are TF32 on CUDA. Raises SystemExit for tf32
+    elsewhere.
+    """
+    if choice == "tf32" and device.type != "cuda":
+        raise SystemExit("--dtype tf32 is CUDA's; try auto or float32")
+    if choice == "float64":
+        return choice
+    return set_precision(choice, device)  # type: ignore[arg-type]
 
 
 def facts(device: torch.device) -> dict[str, Any]:

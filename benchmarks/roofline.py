@@ -7,7 +7,8 @@ A convolution or linear layer of an inner step is run nine times, each with the 
 
 and the first layer six times: its input has no tangent, and its P_h is not wanted. (Where nothing is kept, u and P_h are made again.)
 Bytes are those of a perfect implementation: each sum of products one operation, the norm, ReLU and pooling of a block one operation,
-and every operation reads its operands once and writes its result once.
+and every operation reads its operands once and writes its result once. Maps in bfloat16 count two bytes a number, parameters and
+their gradients four. (The linear layer, a few percent, is counted likewise, though it stays in float32.)
 """
 
 from dataclasses import dataclass
@@ -34,11 +35,13 @@ class Operation:
 
     name: str
     flops: float
-    numbers: float  # read and written
+    maps: float  # numbers read and written: of images, maps, features and outputs
+    parameters: float = 0.0  # the same of parameters and their gradients
 
-    def seconds(self, peaks: Peaks, itemsize: int) -> float:
+    def seconds(self, peaks: Peaks, map_bytes: int, parameter_bytes: int) -> float:
         """The least it can take: as long as its arithmetic or its memory traffic takes, whichever is more."""
-        return max(self.flops / peaks.flops, self.numbers * itemsize / peaks.bandwidth)
+        moved = self.maps * map_bytes + self.parameters * parameter_bytes
+        return max(self.flops / peaks.flops, moved / peaks.bandwidth)
 
 
 def operations(sizes: Sizes, kept: bool = True) -> list[Operation]:
@@ -60,7 +63,7 @@ def operations(sizes: Sizes, kept: bool = True) -> list[Operation]:
     found += _layer("linear", 2 * weight * sizes.batch, rows, out, weight, False, kept)
     parameters += weight + sizes.dims
     # theta - eta g; a - eta d_theta; <g, a> comes with the pass.
-    return [*found, Operation("update", 2 * parameters, 3 * parameters), Operation("adjoint update", 2 * parameters, 3 * parameters)]
+    return [*found, *(Operation(name, 2 * parameters, 0.0, 3 * parameters) for name in ("update", "adjoint update"))]
 
 
 def passes_flops(sizes: Sizes, kept: bool = True) -> float:
@@ -68,24 +71,24 @@ def passes_flops(sizes: Sizes, kept: bool = True) -> float:
     return sum(one.flops for one in operations(sizes, kept) if one.name.startswith(("conv", "linear")))
 
 
-def least_seconds(sizes: Sizes, steps: int, peaks: Peaks, itemsize: int, kept: bool = True) -> float:
+def least_seconds(sizes: Sizes, steps: int, peaks: Peaks, map_bytes: int, parameter_bytes: int, kept: bool = True) -> float:
     """The roofline: what `steps` inner steps and their pull-backs take where every operation is at one limit or the other."""
-    return steps * sum(one.seconds(peaks, itemsize) for one in operations(sizes, kept))
+    return steps * sum(one.seconds(peaks, map_bytes, parameter_bytes) for one in operations(sizes, kept))
 
 
 def _layer(name: str, flops: float, h: float, u: float, weight: float, first: bool, kept: bool) -> list[Operation]:
     """A layer u = W h: h, u and weight are counts of numbers, flops those of one product."""
     both = 1 if first else 2  # terms of a sum that has a tangent of h in it
-    found = [Operation(f"{name}, forward", flops, h + u + weight), Operation(f"{name}, weight", flops, h + u + weight)]
+    found = [Operation(f"{name}, {what}", flops, h + u, weight) for what in ("forward", "weight")]
     if not kept:
         found.append(found[0])
     if not first:
-        found += [Operation(f"{name}, input", flops, h + u + weight)] * (1 if kept else 2)
+        found += [Operation(f"{name}, input", flops, h + u, weight)] * (1 if kept else 2)
     return [
         *found,
-        Operation(f"{name}, tangent", both * flops, both * (h + weight) + u),
-        Operation(f"{name}, second input", 2 * flops, 2 * (u + weight) + h),
-        Operation(f"{name}, second weight", both * flops, both * (h + u) + weight),
+        Operation(f"{name}, tangent", both * flops, both * h + u, both * weight),
+        Operation(f"{name}, second input", 2 * flops, 2 * u + h, 2 * weight),
+        Operation(f"{name}, second weight", both * flops, both * (h + u), weight),
     ]
 
 

@@ -46,7 +46,7 @@ class Setting:
 
     def problem(self, network: FlatNetwork, steps: int) -> Problem:
         """Random images and targets, two random initialisations for start and goal."""
-        size, dtype, device = self.sizes, DTYPES[self.dtype], self.device
+        size, dtype, device = self.sizes, DTYPES[self.dtype].tensors, self.device
         random = generator(0, "benchmark")
         start, goal = (network.init(random).to(device, dtype) for _ in range(2))
         images = torch.randn(self.images, size.channels, size.height, size.width, generator=random).to(device, dtype)
@@ -93,8 +93,8 @@ def _blocks(name: str, device: torch.device) -> Blocks:
     return blocks
 
 
-def setting(options: argparse.Namespace, device: torch.device) -> Setting:
-    """From the command line; what is not said there comes from the preset."""
+def setting(options: argparse.Namespace, device: torch.device, dtype: str) -> Setting:
+    """From the command line; what is not said there comes from the preset. dtype: a name in DTYPES."""
     base = _cifar() if options.preset == CIFAR else _preset(options.preset)
     given = {"depth": options.depth, "maps": options.width, "height": options.size, "width": options.size}
     given |= {"channels": options.channels, "dims": options.dims, "batch": options.batch}
@@ -105,7 +105,7 @@ def setting(options: argparse.Namespace, device: torch.device) -> Setting:
         max(base["images"], sizes.batch),
         tuple(options.steps or base["steps"]),
         base["momentum"] if options.momentum is None else options.momentum,
-        options.dtype,
+        dtype,
         device,
         options.core,
     )

@@ -1,12 +1,13 @@
 """A teacher's training step as the engine makes it against one in the default layout and precision. `python -m benchmarks.teacher`
 
-Plain: the same objective, views and optimiser, the backbone's tensors in NCHW, in float32, not compiled. Against it, in turn in one
-process: channels-last; on CUDA also with bfloat16 autocast; and with torch.compile where asked for.
+Plain: the same objective, views and optimiser, the backbone's tensors in NCHW, no autocast (on CUDA, products in TF32), not compiled.
+Against it, in turn in one process: channels-last; that with bfloat16 autocast (a spec's `amp` on CUDA, its `cpu_amp` on a CPU); and,
+where asked for, the engine's default with torch.compile. The default is autocast on CUDA, and none on a CPU.
 
 The last line is one JSON object; it describes the row that is the engine's default here, `rows` has all:
 
     backbone, width, batch, device, ssl              what was run
-    channels_last, amp, compile                      how
+    dtype, channels_last, amp, compile               how; amp is autocast to bfloat16, on any device
     time_ratio, time_ratio_quartiles, n_pairs        over plain
     ms, baseline_ms                                  of a step, medians
     images_per_second, baseline_images_per_second    images of the data set, each of which is seen in two views
@@ -14,7 +15,6 @@ The last line is one JSON object; it describes the row that is the engine's defa
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from benchmarks.machine import facts, prepare
+from benchmarks.machine import choose_dtype, facts, prepare
 from benchmarks.output import between, facts_line, finish, table
 from benchmarks.pairs import clocked, interleave
 from ddcore.data.images import Images
@@ -43,7 +43,8 @@ PLAIN: Way = {"channels_last": False, "amp": False, "compile": False}
 def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     device = choose_device(options.device)
-    prepare(options.threads or cores(), options.dtype)
+    options.dtype = choose_dtype(options.dtype, device)
+    prepare(options.threads or cores())
     print(facts_line(facts(device)), flush=True)
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
         rows = [_row(options, way, device, Path(folder)) for way in _ways(device, options.compile)]
@@ -52,21 +53,24 @@ def main(arguments: list[str] | None = None) -> None:
             ("how", "batch", "device", "plain ms", "this way ms", "ratio [quartiles]", "n", "images/s", "plain"), [_cells(r) for r in rows]
         )
     )
-    default = next(row for row in reversed(rows) if not row["compile"])
+    default = next(row for row in rows if _default(device).items() <= row.items())
     finish(default | facts(device) | {"rows": rows})
 
 
 def _ways(device: torch.device, compiled: bool) -> list[Way]:
-    """What is added to the plain step, one thing after the other."""
-    ways: list[Way] = [PLAIN | {"channels_last": True}]
-    if device.type == "cuda":
-        ways.append(ways[-1] | {"amp": True})
-    return [*ways, ways[-1] | {"compile": True}] if compiled else ways
+    """What is compared with the plain step."""
+    ways = [_default(device) | {"amp": amp} for amp in (False, True)]
+    return [*ways, _default(device) | {"compile": True}] if compiled else ways
+
+
+def _default(device: torch.device) -> Way:
+    """As a spec has it that says nothing of these."""
+    return {"channels_last": True, "amp": device.type == "cuda", "compile": False}
 
 
 def _row(options: argparse.Namespace, way: Way, device: torch.device, folder: Path) -> dict[str, Any]:
     times = ON_CUDA if device.type == "cuda" else 1
-    plain, ours = (clocked(update_of(options, one, device, folder), device, times) for one in (PLAIN, way))
+    plain, ours = (clocked(run_of(options, one, device, folder)._update, device, times) for one in (PLAIN, way))
     pairs = interleave(plain, ours, options.repeats, options.seconds)
     row: dict[str, Any] = {"backbone": options.backbone, "width": options.width, "batch": options.batch, "device": device.type}
     row |= {"dtype": options.dtype, "ssl": options.ssl} | way | pairs.report()
@@ -76,11 +80,11 @@ def _row(options: argparse.Namespace, way: Way, device: torch.device, folder: Pa
     return row
 
 
-def update_of(options: argparse.Namespace, way: Way, device: torch.device, folder: Path) -> Callable[[], None]:
-    """One step of a fresh run."""
+def run_of(options: argparse.Namespace, way: Way, device: torch.device, folder: Path) -> Run:
+    """A fresh run, made that way."""
     backbone = {"name": options.backbone, "width": options.width}
     teacher = {"ssl": options.ssl, "backbone": backbone, "batch_size": options.batch, "epochs": EPOCHS}
-    teacher |= {"amp": way["amp"], "compile": way["compile"]}
+    teacher |= {"amp": way["amp"], "cpu_amp": way["amp"], "compile": way["compile"]}
     spec: TeacherSpec = TypeAdapter(TeacherSpec).validate_python(teacher)
     assert not isinstance(spec, GivenTeacherSpec)
     pixels = torch.randint(256, (options.images, 3, options.size, options.size), generator=generator(0, "images"), dtype=torch.uint8)
@@ -89,7 +93,7 @@ def update_of(options: argparse.Namespace, way: Way, device: torch.device, folde
     if not way["channels_last"]:
         for module in run.objective.modules.values():
             in_default_layout(module)
-    return run._update
+    return run
 
 
 def in_default_layout(module: nn.Module) -> None:
@@ -121,7 +125,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="K", help=f"{text} (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes a minute or more to begin with")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "tf32"), help="tf32: float32 with products in TF32, both sides")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "tf32"), help="auto: tf32 on CUDA, float32 elsewhere")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="as the engine decides when absent")
     parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")

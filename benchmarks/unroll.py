@@ -15,8 +15,13 @@ The last line is one JSON object. It describes the last N; `rows` has all of the
     bytes_per_extra_step_over_parameter_bytes  growth of our peak from N/2 steps to N, nothing cached, for each step, over the size of the
                                                parameters
     max_relative_error_fp64                    any gradient, largest error over largest number
-    flops_share, roofline_share                of the peaks measured here: arithmetic of convolutions and products over time; the least
-                                               time that operations and bytes, counted by `benchmarks.roofline`, allow over time
+    flops_share, roofline_share                of the peaks measured here, in the dtype that our convolutions multiply in: arithmetic of
+                                               convolutions and products over time; the least time that operations and bytes, counted
+                                               by `benchmarks.roofline`, allow over time. Both of the least work there is, a pull-back
+                                               that repeats nothing, whatever is kept while timing; so is baseline_flops_share
+    roofline_share_as_run                      the same with what the pull-back repeats, where nothing is cached
+    cosine                                     with tf32 and bf16: the smaller one of our gradients in images and in targets with the
+                                               full unroll's in float32
 """
 
 import argparse
@@ -29,7 +34,7 @@ import torch
 from benchmarks.allocations import peak_bytes
 from benchmarks.exactness import gradients, max_relative_error
 from benchmarks.full_unroll import Problem, full_unroll
-from benchmarks.machine import DTYPES, Peaks, facts, measure_peaks, prepare
+from benchmarks.machine import DTYPES, Peaks, choose_dtype, facts, measure_peaks, prepare
 from benchmarks.output import between, facts_line, finish, table
 from benchmarks.pairs import clocked, interleave
 from benchmarks.roofline import least_seconds, passes_flops
@@ -48,13 +53,12 @@ LONG = 5.0  # seconds; when the runs that measure memory take longer, they are w
 def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     device = choose_device(options.device)
-    if options.dtype == "tf32" and device.type != "cuda":
-        raise SystemExit("--dtype tf32 is CUDA's; try float32")
-    chosen = setting(options, device)
-    prepare(options.threads or threads_of(chosen.sizes), options.dtype)
-    network = flat_convnet(chosen.sizes, device, DTYPES[options.dtype])
-    core = make_core(chosen.core, network, device, options.dtype == "bf16")
-    peaks = measure_peaks(device, DTYPES[options.dtype])
+    chosen = setting(options, device, choose_dtype(options.dtype, device))
+    prepare(options.threads or threads_of(chosen.sizes))
+    dtype = DTYPES[chosen.dtype]
+    network = flat_convnet(chosen.sizes, device, dtype.tensors)
+    core = make_core(chosen.core, network, device, chosen.dtype == "bf16")
+    peaks = measure_peaks(device, dtype.maps)
     about = facts(device) | {"core": core.name, "parameters": network.num_parameters}
     about |= {"peak_gflops": round(peaks.flops / 1e9, 1), "peak_gbytes_per_second": round(peaks.bandwidth / 1e9, 1)}
     print(facts_line(about), flush=True)
@@ -71,6 +75,8 @@ def _row(chosen: Setting, network: FlatNetwork, core: Core, n: int, peaks: Peaks
     memory = _memory(chosen, network, core, problem, kept)  # also the first run of both sides
     warm_up = 0 if time.perf_counter() - began > LONG else 2
     iteration = Replayed(lambda: gradients(core, problem, kept), chosen.device)  # on CUDA a graph, as in the engine
+    if chosen.device.type == "cuda":
+        iteration()  # captures the graph, which is no part of any iteration after the first
     theirs, ours = (clocked(run, chosen.device) for run in (lambda: full_unroll(network.module, problem), iteration))
     pairs = interleave(theirs, ours, options.repeats, options.seconds, warm_up)
     row: dict[str, Any] = {"n": n, "batch": chosen.sizes.batch, "device": chosen.device.type, "dtype": chosen.dtype}
@@ -78,13 +84,20 @@ def _row(chosen: Setting, network: FlatNetwork, core: Core, n: int, peaks: Peaks
     row |= memory
     if chosen.dtype in ("tf32", "bf16"):
         row["cosine"] = _cosine(network, core, problem, kept)
-    seconds = row["ms"] / 1e3
-    # The least work there is: a pull-back that repeats nothing, whatever was timed.
-    row["flops"] = n * passes_flops(chosen.sizes)
-    row["flops_share"] = _rounded(row["flops"] / seconds / peaks.flops)
-    row["roofline_share"] = _rounded(least_seconds(chosen.sizes, n, peaks, DTYPES[chosen.dtype].itemsize) / seconds)
-    row["baseline_flops_share"] = _rounded(row["flops"] / (row["baseline_ms"] / 1e3) / peaks.flops)
-    return row
+    return row | _shares(chosen, n, peaks, row["ms"] / 1e3, row["baseline_ms"] / 1e3, options.cached)
+
+
+def _shares(chosen: Setting, n: int, peaks: Peaks, ours: float, baseline: float, kept: bool) -> dict[str, Any]:
+    """Of the peaks, from the seconds of both sides; kept: whether the pull-back found all passes kept."""
+    dtype, flops = DTYPES[chosen.dtype], n * passes_flops(chosen.sizes)
+    least, as_run = (least_seconds(chosen.sizes, n, peaks, dtype.maps.itemsize, dtype.tensors.itemsize, keep) for keep in (True, kept))
+    return {
+        "flops": flops,
+        "flops_share": _rounded(flops / ours / peaks.flops),
+        "roofline_share": _rounded(least / ours),
+        "roofline_share_as_run": _rounded(as_run / ours),
+        "baseline_flops_share": _rounded(flops / baseline / peaks.flops),
+    }
 
 
 def _cosine(network: FlatNetwork, core: Core, problem: Problem, kept: Memory) -> float:
@@ -116,7 +129,8 @@ def _memory(chosen: Setting, network: FlatNetwork, core: Core, problem: Problem,
 
 def _table(rows: list[dict[str, Any]]) -> str:
     timed = ("N", "batch", "device", "dtype", "unroll ms", "ours ms", "ratio [quartiles]", "n")
-    return table((*timed, "peak memory", "as timed", "a step more", "of peak flops", "of roofline"), [_cells(row) for row in rows])
+    shares = ("flops, least work", "roofline, least work", "as run")
+    return table((*timed, "peak memory", "as timed", "a step more", *shares), [_cells(row) for row in rows])
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -126,7 +140,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         between(row["time_ratio"], row["time_ratio_quartiles"]),
         str(row["n_pairs"]),
         *(f"{row[name]:.3f}" for name in ("peak_memory_ratio", "peak_memory_ratio_as_timed", "bytes_per_extra_step_over_parameter_bytes")),
-        *(f"{row[name]:.0%}" for name in ("flops_share", "roofline_share")),
+        *(f"{row[name]:.0%}" for name in ("flops_share", "roofline_share", "roofline_share_as_run")),
     )
 
 
@@ -153,9 +167,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--momentum", type=float, help="of the inner run")
     parser.add_argument(
         "--dtype",
-        default="float32",
-        choices=DTYPES,
-        help="tf32: float32 with products in TF32, both sides; bf16: our convolutions in bfloat16, against float32",
+        default="auto",
+        choices=("auto", *DTYPES),
+        help="auto, as in the engine: tf32 on CUDA, float32 elsewhere; tf32: float32 with products in TF32, both sides; bf16: our"
+        " convolutions in bfloat16, against what auto is",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="as the engine decides when absent")

@@ -13,7 +13,11 @@ def _small_and_harmless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("benchmarks.machine.CPU_COPY", 1 << 16)
     threads, precision, cudnn = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn
     flags = cudnn.allow_tf32, cudnn.benchmark
+    deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     yield
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
     cudnn.allow_tf32, cudnn.benchmark = flags

@@ -40,10 +40,20 @@ def test_what_is_not_kept_is_counted_twice() -> None:
 
 def test_the_roofline_is_the_slower_of_arithmetic_and_memory() -> None:
     sizes = Sizes(4, 3, 16, 16, dims=10, depth=2, maps=8)
-    all_flops, all_numbers = (sum(getattr(one, name) for one in operations(sizes)) for name in ("flops", "numbers"))
-    assert least_seconds(sizes, 3, Peaks(1e9, 1e30), 4) == pytest.approx(3 * all_flops / 1e9)
-    assert least_seconds(sizes, 3, Peaks(1e30, 1e9), 4) == pytest.approx(3 * 4 * all_numbers / 1e9)
-    assert least_seconds(sizes, 1, Peaks(1e9, 1e9), 4) > max(all_flops, 4 * all_numbers) / 1e9
+    flops, maps, parameters = (sum(getattr(one, name) for one in operations(sizes)) for name in ("flops", "maps", "parameters"))
+    assert least_seconds(sizes, 3, Peaks(1e9, 1e30), 4, 4) == pytest.approx(3 * flops / 1e9)
+    assert least_seconds(sizes, 3, Peaks(1e30, 1e9), 4, 4) == pytest.approx(3 * 4 * (maps + parameters) / 1e9)
+    assert least_seconds(sizes, 3, Peaks(1e30, 1e9), 2, 4) == pytest.approx(3 * (2 * maps + 4 * parameters) / 1e9)
+    assert least_seconds(sizes, 1, Peaks(1e9, 1e9), 4, 4) > max(flops, 4 * (maps + parameters)) / 1e9
+
+
+def test_parameters_are_told_from_maps() -> None:
+    sizes = Sizes(4, 3, 16, 16, dims=10, depth=1, maps=8)
+    convolution, linear, others = 9 * 3 * 8, 8 * 8 * 8 * 10, 3 * 8 + 10
+    # One each for forward and weight, and in the pull-back tangent 1, second input 2, second weight 1: six. Behind a layer also an
+    # input pass, and a tangent of two terms: eight. Each of the two updates goes through three vectors of all parameters.
+    wanted = 6 * convolution + 8 * linear + 2 * 3 * (convolution + linear + others)
+    assert sum(one.parameters for one in operations(sizes)) == wanted
 
 
 def test_bytes_are_counted_at_their_peak() -> None:

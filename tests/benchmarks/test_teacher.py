@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,16 @@ def test_the_last_line_describes_the_default(last_line: Callable[[], dict[str, A
     found = last_line()
     wanted = {"backbone": "convnet", "batch": 4, "device": "cpu", "channels_last": True, "amp": False, "compile": False, "n_pairs": 2}
     assert wanted.items() <= found.items()
-    assert found["rows"] == [{name: found[name] for name in found["rows"][0]}]
+    assert found["rows"][0].items() <= found.items()
+    assert [(row["channels_last"], row["amp"]) for row in found["rows"]] == [(True, False), (True, True)]
     assert found["images_per_second"] > 0
+
+
+def test_autocast_is_what_the_row_says(tmp_path: Path) -> None:
+    options = teacher._options(TINY)
+    for way in teacher._ways(torch.device("cpu"), compiled=False):
+        run = teacher.run_of(options, way, torch.device("cpu"), tmp_path)
+        assert run.amp._enabled == way["amp"]
 
 
 def test_the_plain_side_sees_the_default_layout() -> None:

@@ -2,10 +2,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import unroll
+from benchmarks import machine, unroll
 from benchmarks.exactness import SIZES
+from benchmarks.machine import Peaks
 from benchmarks.pairs import Pairs, interleave
+from benchmarks.roofline import Sizes
+from benchmarks.settings import Setting
 
 TINY = ["--width=8", "--depth=2", "--size=8", "--channels=1", "--dims=8", "--batch=5", "--device=cpu", "--threads=1", "--repeats=3"]
 
@@ -30,6 +34,43 @@ def test_a_preset_gives_the_sizes(last_line: Callable[[], dict[str, Any]]) -> No
     unroll.main(["--preset", "demo", "--steps", "2", "--device", "cpu", "--repeats", "1", "--core", "generic", "--nothing-cached"])
     wanted = {"n": 2, "batch": 20, "core": "generic", "threads": 1, "cached": 0, "parameters": 4920}
     assert wanted.items() <= last_line().items()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_shares_are_of_the_least_work_and_of_what_was_run(cached: bool) -> None:
+    sizes = Sizes(64, 3, 32, 32, dims=512, depth=3, maps=128)
+    full, half = (Setting(sizes, 64, (5,), 0.0, dtype, torch.device("cpu"), "auto") for dtype in ("float32", "bf16"))
+    peaks = Peaks(1e30, 1e9)  # all is memory's
+    wide, narrow = (unroll._shares(one, 5, peaks, 2.0, 4.0, cached) for one in (full, half))
+    assert narrow["roofline_share"] < 0.6 * wide["roofline_share"]
+    assert wide["roofline_share_as_run"] == wide["roofline_share"] or not cached
+    assert wide["roofline_share_as_run"] > wide["roofline_share"] or cached
+    assert wide["flops_share"] == pytest.approx(2 * wide["baseline_flops_share"], rel=1e-3)
+
+
+def test_peaks_are_those_of_what_the_convolutions_multiply_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.dtype] = []
+
+    def peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+        asked.append(dtype)
+        return Peaks(1e9, 1e9)
+
+    monkeypatch.setattr(unroll, "measure_peaks", peaks)
+    monkeypatch.setattr(unroll, "max_relative_error", lambda core_of, device: 0.0)
+    for dtype in ("auto", "bf16", "float64"):
+        unroll.main([*TINY, "--steps", "2", "--repeats", "1", "--dtype", dtype])
+    assert asked == [torch.float32, torch.bfloat16, torch.float64]
+
+
+def test_the_settings_are_the_engines() -> None:
+    torch.backends.cudnn.benchmark = True
+    machine.prepare(1)
+    assert not torch.backends.cudnn.benchmark
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    chosen = [(choice, place) for choice in ("auto", "float32", "bf16", "float64") for place in ("cpu", "cuda")]
+    names = [machine.choose_dtype(choice, torch.device(place)) for choice, place in chosen]
+    assert names == ["float32", "tf32", "float32", "float32", "bf16", "bf16", "float64", "float64"]
 
 
 @pytest.mark.parametrize(("arguments", "said"), [("--core triton", "--core triton"), ("--dtype tf32", "tf32 is CUDA's")])
