@@ -23,6 +23,8 @@ demo: venv ## distil a real data set end to end, and compare the result with hon
 	@$(BIN)/potstill demo
 
 test: venv ## run all tests, on real Redis, PostgreSQL and SQLite
+	@echo '#include <Python.h>' | $${CXX:-g++} -fsyntax-only -x c++ -I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" - 2>/dev/null \
+		|| { echo "the tests compile the CPU kernels: install g++ (or set CXX to another C++ compiler, such as clang++) and Python's headers"; exit 1; }
 	$(BIN)/python -m pytest $(TESTS)
 
 check: venv ## formatting, lint, types, and which part may import which
@@ -32,13 +34,17 @@ check: venv ## formatting, lint, types, and which part may import which
 	$(BIN)/lint-imports
 
 # Eager blocks are what a machine without a C++ compiler has.
-bench: venv ## measure the engine against plain PyTorch (five minutes on two cores; leave the machine alone meanwhile)
+bench: venv ## measure the engine against plain PyTorch (under seven minutes on two cores; leave the machine alone meanwhile)
 	$(BIN)/python -m benchmarks.unroll --steps 5 20 --seconds 30
 	$(BIN)/python -m benchmarks.unroll --steps 10 --nothing-cached --repeats 1
-	$(BIN)/python -m benchmarks.unroll --steps 5 --core eager --seconds 20
+	$(BIN)/python -m benchmarks.unroll --steps 5 --momentum 0.9 --seconds 10
+	$(BIN)/python -m benchmarks.unroll --steps 5 --dtype bf16 --seconds 15
+	$(BIN)/python -m benchmarks.unroll --steps 5 --core eager --seconds 15
 	$(BIN)/python -m benchmarks.unroll --preset demo --seconds 10
+	$(BIN)/python -m benchmarks.unroll --preset cpu-small --seconds 10
 	$(BIN)/python -m benchmarks.experts --seconds 10
-	$(BIN)/python -m benchmarks.teacher --seconds 15
+	$(BIN)/python -m benchmarks.teacher --seconds 10
+	$(BIN)/python -m benchmarks.teacher --backbone convnet --width 32 --batch 128 --seconds 5
 
 up: venv ## run the whole stack on 127.0.0.1:$(PORT) until Ctrl-C
 	@$(BIN)/potstill up --port $(PORT)
