@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, cuda
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +54,29 @@ class Replayed:
 
 
 class CudaCapture:
-    """Captures work as CUDA graphs that share memory for what is alive only inside; their replays must not overlap."""
+    """Captures work as CUDA graphs that share memory for what is alive only inside; their replays must not overlap.
+
+    The memory includes cuBLAS's workspace, of which torch keeps one for each stream that work was warmed up or captured on, and which
+    it frees with any graph of that stream. So this stream is no one else's, and graphs of two captures may be replayed side by side.
+    """
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool, self._stream = cuda.graph_pool_handle(), cuda.Stream()
 
     def __call__(self, work: Callable[[], tuple[Tensor, ...]]) -> Captured:
-        aside, now = torch.cuda.Stream(), torch.cuda.current_stream()
-        aside.wait_stream(now)
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
-                work()
-        now.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            results = work()
+        now, graph = cuda.current_stream(), cuda.CUDAGraph()
+        self._stream.wait_stream(now)
+        try:
+            with cuda.stream(self._stream):
+                for _ in range(WARM_UP):
+                    work()
+        finally:
+            now.wait_stream(self._stream)
+        try:
+            with cuda.graph(graph, pool=self._pool, stream=self._stream):
+                results = work()
+        finally:
+            cuda.set_stream(now)  # torch leaves it switched where a capture cannot be ended
         return graph.replay, results
 
 

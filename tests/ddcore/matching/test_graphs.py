@@ -1,12 +1,16 @@
 """What is around a CUDA graph: when one is made, what goes in and out of it, and what happens where there can be none."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from ddcore.matching import graphs
 from ddcore.matching.adjoint import Inner, Memory, batches_of, pull_back, run_inner
 from ddcore.matching.blocks.eager import EagerBlocks
 from ddcore.matching.explicit import ExplicitConvNet
-from ddcore.matching.graphs import Replayed
+from ddcore.matching.graphs import WARM_UP, CudaCapture, Replayed
 from ddcore.matching.losses import normalised_distance
 from ddcore.networks.flat import build_student
 from ddcore.specs import StudentSpec
@@ -117,3 +121,88 @@ def test_on_the_cpu_nothing_is_captured_or_copied():
     (out,) = replayed(x)
     assert seen[0] is x
     assert out is x
+
+
+class FakeStream:
+    def __init__(self):
+        self.waited_for = []
+
+    def wait_stream(self, other):
+        self.waited_for.append(other)
+
+
+class FakeCuda:
+    """What a capture uses of torch.cuda, and where work runs: as torch does, a capture that cannot be ended leaves its stream current."""
+
+    Stream, CUDAGraph = FakeStream, staticmethod(lambda: SimpleNamespace(replay=lambda: None))
+
+    def __init__(self):
+        self.now, self.pools, self.ends = FakeStream(), 0, True
+
+    def graph_pool_handle(self):
+        self.pools += 1
+        return self.pools
+
+    def current_stream(self):
+        return self.now
+
+    def set_stream(self, stream):
+        self.now = stream
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.now = self.now, stream
+        try:
+            yield
+        finally:
+            self.now = before
+
+    @contextmanager
+    def graph(self, graph, pool, stream):
+        before, self.now = self.now, stream
+        yield
+        if not self.ends:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.now = before
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(graphs, "cuda", FakeCuda())
+    return graphs.cuda
+
+
+def test_what_is_replayed_side_by_side_was_warmed_up_and_captured_on_streams_of_its_own(fake):
+    """cuBLAS keeps a workspace for each stream: two captures on one stream would write to the same memory."""
+    now, places = fake.now, []
+    for capture in (CudaCapture(), CudaCapture()):
+        seen = []
+        for _ in range(2):
+            capture(lambda seen=seen: seen.append(fake.now) or ())
+        assert len(seen) == 2 * (WARM_UP + 1)
+        (place,) = set(seen)
+        places.append(place)
+        assert place.waited_for == [now, now]
+        assert fake.now is now
+    assert len({now, *places}) == 3
+    assert now.waited_for == [places[0], places[0], places[1], places[1]]
+    assert fake.pools == 2
+
+
+@pytest.mark.parametrize("where", ["warm-up", "capture", "end"])
+def test_work_goes_on_where_it_was_after_a_capture_that_failed(fake, where):
+    now, calls, notes = fake.now, [], []
+    fails = {"warm-up": 1, "capture": WARM_UP + 1}.get(where)
+    fake.ends = where != "end"
+
+    def work(x):
+        calls.append(fake.now)
+        if len(calls) == fails:
+            raise RuntimeError("too little memory")
+        return (x + 1,)
+
+    replayed = Replayed(work, CPU, notes.append, CudaCapture())
+    assert replayed(torch.ones(())) == (2,)
+    assert calls[-1] is now is fake.now
+    assert calls[0] in now.waited_for  # the warm-up may have changed what work reads next
+    assert len(notes) == 1
