@@ -16,7 +16,7 @@ from ddcore.specs import AugmentSpec, ExpertsSpec
 from ddcore.task import generator
 
 SMALL = 1 << 21  # numbers in a batch's largest feature map below which a GPU has room for other experts; a guess, not measured
-MOST = 8  # experts in flight
+MOST = 8  # experts in flight; each takes two streams, to run on and to capture on, of the 32 that torch hands out in turn
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,23 @@ class Lane:
 
     def __init__(self, core: Core, expert: Expert, spec: ExpertsSpec, data: Regression, capture: Capture | None = None) -> None:
         self.core, self.expert, self.spec, self.data = core, expert, spec, data
-        self._work: Callable[[Tensor], tuple[Tensor, ...]] = self._step
+        self._replayed: Replayed | None = None
         if capture is not None and data.augment is None:
-            self._work = Replayed(self._step, expert.theta.device, capture=undone(capture, expert.moving))
+            self._replayed = Replayed(self._step, expert.theta.device, capture=undone(capture, expert.moving))
 
     def begin_epoch(self) -> None:
         """Called before the first step of an epoch."""
 
     def step(self, rows: Tensor) -> None:
         """One step of SGD on the images `rows` [b] (on the device)."""
-        self._work(rows)
+        (self._replayed or self._step)(rows)
 
     def end_epoch(self) -> None:
         """Called after the last step of an epoch; then the expert may be read."""
+
+    def close(self) -> None:
+        """Let go of the graphs and their memory at once: they know the lane, so it would wait for the garbage collector otherwise."""
+        self._replayed = None
 
     def _step(self, rows: Tensor) -> tuple[Tensor, ...]:
         expert, spec = self.expert, self.spec
@@ -145,6 +149,10 @@ class CudaLane(Lane):
 
     def end_epoch(self) -> None:
         torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+    def close(self) -> None:
+        self.stream.synchronize()  # after an epoch that was broken off, steps may still be running on the memory of the graphs
+        super().close()
 
 
 def undone(capture: Capture, moving: list[Tensor]) -> Capture:

@@ -50,14 +50,25 @@ def train_experts(task: Task) -> dict[str, Any]:
 
 def _train_shard(task: Task, core: Core, spec: ExpertsSpec, data: Regression) -> Shard:
     """All experts of the shard, a few side by side; these are at the same epoch and the same batch."""
-    first, count, epochs = task.params["first"], task.params["count"], task.params["epochs"]
+    first, count = task.params["first"], task.params["count"]
     shard, group = _resume(task.work, task.device)
     saved = Every(CHECKPOINT_SECONDS)
     while (whole := len(shard.losses)) < count:
         if not group:
             several = min(in_flight(core.network, min(spec.batch_size, len(data.images)), task.device), count - whole)
             group = [Expert.begin(core.network, spec, task.params["seed"], first + whole + i, task.device) for i in range(several)]
-        lanes = [(CudaLane if task.device.type == "cuda" else Lane)(core, expert, spec, data) for expert in group]
+        _train_group(task, core, spec, data, group, shard, saved)
+        shard.snapshots += [torch.stack(expert.snapshots) for expert in group]
+        shard.losses += [expert.losses for expert in group]
+        group = []
+    return shard
+
+
+def _train_group(task: Task, core: Core, spec: ExpertsSpec, data: Regression, group: list[Expert], shard: Shard, saved: Every) -> None:
+    """What is left of the epochs of the experts in flight; their lanes, and all that these hold, are gone afterwards."""
+    whole, count, epochs = len(shard.losses), task.params["count"], task.params["epochs"]
+    lanes = [(CudaLane if task.device.type == "cuda" else Lane)(core, expert, spec, data) for expert in group]
+    try:
         for epoch in range(len(group[0].losses), epochs):
             before = [expert.state() for expert in group]
             try:
@@ -67,10 +78,9 @@ def _train_shard(task: Task, core: Core, spec: ExpertsSpec, data: Regression) ->
                 raise
             if saved.due():
                 _save(task.work, shard, group, [expert.state() for expert in group])
-        shard.snapshots += [torch.stack(expert.snapshots) for expert in group]
-        shard.losses += [expert.losses for expert in group]
-        group = []
-    return shard
+    finally:
+        for lane in lanes:
+            lane.close()
 
 
 def _train_epoch(task: Task, lanes: list[Lane], data: Regression, done: int, total: int) -> None:

@@ -1,6 +1,8 @@
 """Experts against torch's own optimiser, step by step; their snapshots, averages, shards and resumption."""
 
+import gc
 import json
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -171,6 +173,45 @@ def test_an_expert_whose_steps_are_replayed_is_the_same(world, monkeypatch, capt
     assert torch.equal(direct, replayed)
     assert history == again
     assert len(attempts) == 2 * (2 if captures else 1)  # of each expert: whole batches, and the last one; or one attempt
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_graphs_and_lanes_are_gone_when_their_group_is_without_the_garbage_collector(world, monkeypatch, stopped):
+    lanes, graphs, alive = [], [], []
+
+    class Graph:
+        """Like CUDA's, it does not hold on to the work; here its replay does nothing."""
+
+        def replay(self):
+            pass
+
+    def capture(work):
+        graph = Graph()
+        graphs.append(weakref.ref(graph))
+        return graph.replay, ()
+
+    class Watched(Lane):
+        def __init__(self, *args):
+            alive.append(sum(ref() is not None for ref in lanes + graphs))
+            super().__init__(*args, capture)
+            lanes.append(weakref.ref(self))
+
+    monkeypatch.setattr(train, "Lane", Watched)
+    monkeypatch.setattr(train, "in_flight", lambda *_: 2)
+    calls = iter(range(3 * EPOCHS * 2 + 4 if stopped else 1000))
+    gc.disable()
+    try:
+        if stopped:  # in the first epoch of the second group, in which there are graphs already
+            with pytest.raises(Stopped) as caught:
+                world(count=4, reporter=Reporter(should_stop=lambda: next(calls, None) is None))
+            assert caught.traceback  # which still knows the lanes, but not their graphs
+            assert [ref() for ref in graphs] == [None] * 6
+        else:
+            world(count=4)
+            assert [ref() for ref in lanes + graphs] == [None] * (4 + 8)
+    finally:
+        gc.enable()
+    assert alive == [0, 1, 0, 1]  # when a lane begins, only that of the same group
 
 
 def test_differences_are_stored_if_asked_for_and_their_error_is_stated(world):
