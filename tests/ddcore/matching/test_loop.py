@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ddcore.checkpoint import read_checkpoint
 from ddcore.errors import DdcoreError, Stopped
@@ -14,8 +15,10 @@ from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
 from ddcore.matching import loop
 from ddcore.matching.adjoint import Inner, batches_of, run_inner
+from ddcore.matching.blocks.eager import EagerBlocks
 from ddcore.matching.cores import Core, inner_loss
-from ddcore.matching.explicit import core_of
+from ddcore.matching.explicit import ExplicitConvNet, core_of
+from ddcore.matching.graphs import Replayed
 from ddcore.matching.loop import State, match
 from ddcore.networks.flat import build_student
 from ddcore.specs import MKDTSpec, StudentSpec
@@ -237,6 +240,72 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path, mon
     assert [x for x, _ in curves["matching_loss"]] == [5, 10, 15, 20, 22]
     for name in ("images", "targets", "rate", "skipped"):
         assert torch.equal(getattr(resumed, name), getattr(straight, name)), name
+
+
+class Traced(Replayed):
+    """A graph on the CPU: the operations of the first iteration, run again on the very memory that they were recorded with."""
+
+    def __init__(self, work, device, note, capture):
+        assert capture is None
+        super().__init__(work, device, pytest.fail, self.capture)
+        self.captures = 0
+
+    def capture(self, work):
+        self.captures += 1
+        traced, results = make_fx(work)(), work()
+
+        def replay():
+            for result, new in zip(results, traced(), strict=True):
+                result.copy_(new)
+
+        return replay, results
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment": ["flip", "scale", "saturation", "cutout"]}], ids=["plain", "views"])
+def test_what_an_iteration_reads_stays_where_a_graph_found_it_also_after_a_stop(tmp_path, monkeypatch, changes):
+    """All of it is replayed from one recording, as on CUDA; what had moved would be read as it was when it was recorded."""
+    spec = spec_of(iterations=9, batch_size=4, optimizer="adam", lr_images=0.05, lr_targets=0.05, lr_rate=1e-2, **changes)
+    core, experts = ExplicitConvNet(network_of(), EagerBlocks()), experts_on(tmp_path / "experts")  # all in torch's own operations
+    made, views = [], []
+
+    def places(state):
+        return [t.data_ptr() for t in (state.images, state.targets, state.rate, *(kept for v in views for kept in v._kept.values()))]
+
+    class Watched(loop.Views):
+        def __init__(self, *args):
+            super().__init__(*args)
+            views.append(self)
+
+    def run(work, stop=100):
+        (tmp_path / work).mkdir(exist_ok=True)
+        views.clear()
+        state, seen = begin(spec, 0.5), []
+        before = places(state)
+        calls = iter(range(stop))
+
+        def due():
+            seen.append(places(state))
+            return next(calls, None) is None
+
+        try:
+            match(core, experts, spec, state, tmp_path / work, Reporter(should_stop=due))
+        finally:
+            seen.append(places(state))
+            assert before == seen[0][: len(before)]  # the checkpoint was read by then, and there are views
+            assert all(now == seen[0] for now in seen)
+            assert len(seen[0]) == 3 + ("augment" in changes) * 4
+        return state
+
+    monkeypatch.setattr(loop, "Views", Watched)
+    plain = run("plain")
+    monkeypatch.setattr(loop, "Replayed", lambda *args: made.append(Traced(*args)) or made[-1])
+    with pytest.raises(Stopped):
+        run("replayed", 5)
+    resumed = run("replayed")
+    assert [one.captures for one in made] == [1, 1]
+    for name in ("images", "targets", "rate"):
+        assert torch.equal(getattr(resumed, name), getattr(plain, name)), name
+        assert not torch.equal(getattr(plain, name), getattr(begin(spec, 0.5), name))
 
 
 def test_a_crash_costs_no_more_than_the_work_since_the_last_checkpoint(tmp_path, monkeypatch):
