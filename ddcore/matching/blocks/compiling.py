@@ -1,5 +1,6 @@
 """A C++ file made into a library for this very machine, by its own compiler, once."""
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -7,8 +8,11 @@ import os
 import platform
 import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -26,7 +30,8 @@ def library_of(source: Path) -> ctypes.CDLL:
     """`source` compiled and loaded; from the user's cache where it is there already. Raises NotCompiled.
 
     The cached file's name holds a hash of all that went into it: the source, the headers beside it, and the processor, since a home may
-    be shared by several machines. Its last bytes are its own hash, since loading a damaged library kills the process.
+    be shared by several machines. Its last bytes are its own hash, since loading a damaged library kills the process. What is loaded
+    runs as this user, so a file or folder that anybody else may have written to is left alone.
     """
     compiler = _compiler()
     try:
@@ -37,6 +42,7 @@ def library_of(source: Path) -> ctypes.CDLL:
     try:
         folder = _cache()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _ours_alone(folder, stat.S_ISDIR)
         cached = folder / f"{source.stem}-{key[:32]}.so"
         if not _sound(cached):
             if cached.exists():
@@ -68,6 +74,17 @@ def _cache() -> Path:
         raise OSError(str(error)) from error
 
 
+def _ours_alone(path: Path, of_kind: Callable[[int], bool]) -> None:
+    """Raises OSError unless `path` is itself of that kind, and no link to one, and this user is its owner and alone may write to it."""
+    found = path.lstat()
+    if not of_kind(found.st_mode):
+        raise OSError(f"{path} is a link, or not of the kind it should be")
+    if found.st_uid != os.geteuid():
+        raise OSError(f"{path} belongs to another user")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"others may write to {path}")
+
+
 def _compiler() -> list[str]:
     """The first compiler there is, as the words of a command."""
     wanted = os.environ.get("CXX", "")
@@ -96,20 +113,27 @@ def _processor() -> str:
 
 
 def _run(command: list[str]) -> str:
-    """What `command` prints; raises NotCompiled if it fails."""
+    """What `command` prints; raises NotCompiled if it fails or takes too long, and then ends all processes that it started."""
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMPILE_SECONDS, check=True, text=True, errors="replace"
-        )
-    except subprocess.CalledProcessError as error:
-        lines = (error.stderr or error.stdout).strip().splitlines()
-        said = next((line for line in lines if "error" in line), lines[0] if lines else "no word of why")
-        raise NotCompiled(f"{command[0]} failed with status {error.returncode}: {said}") from error
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                printed, complaint = process.communicate(timeout=COMPILE_SECONDS)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # a compiler is a driver, whose children do the work
+                raise
     except subprocess.TimeoutExpired as error:
         raise NotCompiled(f"{command[0]} took more than {COMPILE_SECONDS:.0f} s") from error
     except OSError as error:
         raise NotCompiled(f"{command[0]} does not start: {error}") from error
-    return done.stdout
+    if process.returncode:
+        lines = (complaint or printed).strip().splitlines()
+        said = next((line for line in lines if "error" in line), lines[0] if lines else "no word of why")
+        raise NotCompiled(f"{command[0]} failed with status {process.returncode}: {said}")
+    return printed
 
 
 def _compile(compiler: list[str], source: Path, to: Path) -> None:
@@ -122,13 +146,16 @@ def _compile(compiler: list[str], source: Path, to: Path) -> None:
         built = aside.read_bytes()
         with aside.open("ab") as file:  # the loader ignores what follows the last section
             file.write(hashlib.sha256(built).digest())
+        aside.chmod(0o700)  # whatever the linker made of it
         aside.replace(to)
     finally:
         aside.unlink(missing_ok=True)
 
 
 def _sound(library: Path) -> bool:
+    """Whether the library is there and whole. Raises OSError where it may be somebody else's work."""
     try:
+        _ours_alone(library, stat.S_ISREG)
         content = library.read_bytes()
     except FileNotFoundError:
         return False
