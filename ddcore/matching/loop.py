@@ -68,7 +68,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
     Raises `DdcoreError` out_of_memory before the first iteration where no plan fits, diverged, and `Stopped` after writing a checkpoint.
     """
     first_rate = float(state.rate.flatten()[0])  # before a checkpoint moves it: the bounds are those of the whole run
-    _resume(work, state)
+    _resume(work, state, core.name, reporter)
     views = Views(spec.augment, spec.inner_steps, state.images) if spec.augment else None
     memory = _plan(core, experts, spec, state, views)
     reporter.note(f"matching with the {core.name} core; {memory.words(spec.inner_steps)}")
@@ -80,7 +80,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
         try:
             reporter.progress(state.iteration, spec.iterations, "iterations", "matching trajectories")
         except Stopped:
-            _save(work, state)
+            _save(work, state, core.name)
             raise
         state.recent.append(_iterate(iteration, experts, spec, state, views, first_rate))
         state.iteration += 1
@@ -89,7 +89,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
         if state.iteration % LOOK_EVERY == 0 or state.iteration == spec.iterations:
             _check(state, spec, core.network, first_rate)
         if saved.due():
-            _save(work, state)
+            _save(work, state, core.name)
     reporter.progress(spec.iterations, spec.iterations, "iterations", "matching trajectories")
     return {"matching_loss": state.history[0], "learned_lr": state.history[1]}
 
@@ -184,20 +184,22 @@ def _advice(spec: MKDTSpec) -> str:
     return f"lower {sizes} or method.initial_rate; shorten method.inner_steps ({spec.inner_steps})"
 
 
-def _save(work: Path, state: State) -> None:
+def _save(work: Path, state: State, core: str) -> None:
     tensors = {"images": state.images, "targets": state.targets, "rate": state.rate, "skipped": state.skipped}
     tensors["random"] = state.random.get_state()
     tensors["recent"] = torch.stack(state.recent) if state.recent else torch.zeros(0)
     for index, slots in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in slots.items() if value is not None}
-    write_checkpoint(work, tensors, {"iteration": state.iteration, "history": state.history})
+    write_checkpoint(work, tensors, {"iteration": state.iteration, "history": state.history, "core": core})
 
 
-def _resume(work: Path, state: State) -> None:
+def _resume(work: Path, state: State, core: str, reporter: Reporter) -> None:
     found = read_checkpoint(work)
     if found is None:
         return
     tensors, facts = found
+    if (before := facts.get("core", core)) != core:  # a compiler that failed once may work the next time
+        reporter.note(f"goes on with the {core} core from a checkpoint of the {before} core: the same result up to rounding")
     for name in ("images", "targets", "rate", "skipped"):
         getattr(state, name).copy_(tensors.pop(name))
     state.random.set_state(tensors.pop("random"))

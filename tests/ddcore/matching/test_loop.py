@@ -70,12 +70,11 @@ def begin(spec, blur=0.0, dtype=torch.float64, rate=RATE):
     return State.begin(spec, images, targets, torch.tensor(rate, dtype=dtype), generator(3, "matching"))
 
 
-def go(tmp_path, spec, state, experts=None, reporter=None, work="work"):
+def go(tmp_path, spec, state, experts=None, reporter=None, work="work", core=None):
     (tmp_path / work).mkdir(exist_ok=True)
     experts = experts or experts_on(tmp_path / "experts", dtype=state.images.dtype)
-    return match(
-        core_of(network_of(state.images.dtype), torch.device("cpu")), experts, spec, state, tmp_path / work, reporter or Reporter()
-    )
+    core = core or core_of(network_of(state.images.dtype), torch.device("cpu"))
+    return match(core, experts, spec, state, tmp_path / work, reporter or Reporter())
 
 
 def test_the_set_that_experts_were_trained_on_is_a_fixed_point(tmp_path):
@@ -240,6 +239,18 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path, mon
     assert [x for x, _ in curves["matching_loss"]] == [5, 10, 15, 20, 22]
     for name in ("images", "targets", "rate", "skipped"):
         assert torch.equal(getattr(resumed, name), getattr(straight, name)), name
+
+
+def test_a_run_that_is_resumed_with_another_core_says_so(tmp_path):
+    spec = spec_of(iterations=6)
+    with pytest.raises(Stopped):
+        go(tmp_path, spec, begin(spec, 0.5), reporter=stop_after(3), core=Core(network_of()))
+    for core in (Core(network_of()), ExplicitConvNet(network_of(), EagerBlocks())):
+        notes = []
+        reporter = Reporter(sink=lambda e, notes=notes: notes.append(e["text"]) if e["type"] == "note" else None)
+        go(tmp_path, spec, begin(spec, 0.5), reporter=reporter, core=core)
+        said = [note for note in notes if "goes on with the explicit, eager blocks core from a checkpoint of the generic core" in note]
+        assert len(said) == (core.name != "generic")
 
 
 class Traced(Replayed):
