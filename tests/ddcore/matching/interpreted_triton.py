@@ -19,6 +19,7 @@ from ddcore.matching.precision import HalfBlocks
 from ddcore.networks.flat import build_student
 from ddcore.specs import StudentSpec
 from ddcore.task import generator
+from tests.ddcore.matching.unrolled import adjoint_errors
 
 CASES = {
     "even": (2, 5, 8, 6),
@@ -86,6 +87,11 @@ def network_errors(blocks, dtype):
     return [float((found.double() - expected).norm() / expected.norm()) for found, expected in pairs]
 
 
+def exact_errors():
+    """Of the adjoint of a short inner run on the kernels: images of an odd size, momentum, and a view that differs from step to step."""
+    return adjoint_errors(lambda network: ExplicitConvNet(network, TritonBlocks()), 2, (5, 6), count=3, batch=2, width=4)
+
+
 def found():
     """The name of the blocks that there are for this device, with the kernels as they are and with a constant of theirs changed."""
     right = triton_blocks(torch.device("cpu"))
@@ -102,5 +108,6 @@ if __name__ == "__main__":
         out = {f"{name} {label}": errors_of(name, dtype) for name in CASES for label, dtype in DTYPES.items()}
         out["network"] = network_errors(TritonBlocks(), torch.float64)
         out["network in bfloat16"] = network_errors(HalfBlocks(TritonBlocks()), torch.float32)
+        out["adjoint"] = exact_errors()
         out["found"] = found()
         print(json.dumps(out))

@@ -46,6 +46,11 @@ def test_an_explicit_step_on_the_kernels_is_exact(errors):
     assert 1e-4 < max(errors["network in bfloat16"]) < 0.15  # a cosine of 0.99; the kernels read and write bfloat16 maps
 
 
+def test_the_adjoint_on_the_kernels_equals_the_full_unroll(errors):
+    assert len(errors["adjoint"]) == 5
+    assert max(errors["adjoint"]) < 1e-12, errors["adjoint"]
+
+
 def test_a_wrong_constant_in_the_kernels_shows():
     """It is the kernels that the other tests run, and a small mistake in them is far above the tolerance."""
     found = script("interpreted_triton.py", "0.001")
