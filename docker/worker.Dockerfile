@@ -18,11 +18,11 @@ RUN useradd --uid 10001 --create-home potstill && install -d -o potstill -g pots
 COPY --from=build /opt/potstill /opt/potstill
 # What they compile is kept on the volume: each step is a process of its own, and a home may be read-only or gone with its container.
 # Large freed blocks stay with the process: given back to the kernel and faulted in again at each step, they halve the speed of a CPU run.
-# Threads sleep while they wait for each other: spinning, they crawl on a machine that is busy with other things.
+# Threads spin only briefly while they wait for each other: for longer, they crawl on a machine that is busy with other things.
 # Without its workspace setting, cuBLAS gives other bits from run to run.
 ENV PATH=/opt/potstill/bin:$PATH PYTHONUNBUFFERED=1 POTSTILL_HOME=/var/lib/potstill \
     XDG_CACHE_HOME=/var/lib/potstill/cache TRITON_CACHE_DIR=/var/lib/potstill/cache/triton \
-    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 OMP_WAIT_POLICY=passive CUBLAS_WORKSPACE_CONFIG=:4096:8
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 GOMP_SPINCOUNT=1000 CUBLAS_WORKSPACE_CONFIG=:4096:8
 USER potstill
 WORKDIR /var/lib/potstill
 VOLUME /var/lib/potstill

@@ -23,11 +23,11 @@ READY_SECONDS = 120.0
 MAX_SOCKET_PATH = 90  # bytes; the kernel allows 107, and Redis adds nothing
 
 # glibc returns every large tensor to the kernel and faults it in again at each step; kept, a training step is twice as fast on a CPU.
-# And threads that spin while they wait for each other crawl when anything else needs a core: measured, up to thirty times slower.
+# And threads that spin for long while they wait for each other crawl when anything else needs a core (docs/performance.md).
 ENGINE = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "1000",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS gives other bits from run to run
 }
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
