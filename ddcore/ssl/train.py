@@ -40,8 +40,9 @@ COMPILER = "inductor"  # torch.compile's own
 def train_teacher(task: Task) -> dict[str, Any]:
     """Write teacher.safetensors, teacher.json, trajectory.safetensors and history.json.
 
-    params: {"teacher": a `TeacherSpec`, "seed": int}; input: dataset. Raises `DdcoreError` diverged or teacher_collapsed, and for
-    given teachers bad_checkpoint or download_failed. For DINO the teacher kept is the moving average, the trajectory holds both.
+    params: {"teacher": a `TeacherSpec`, "seed": int, "run": int, 0 when absent}; input: dataset. Runs of one seed begin from the same
+    weights and see the images in other orders and views. Raises `DdcoreError` diverged or teacher_collapsed, and for given teachers
+    bad_checkpoint or download_failed. For DINO the teacher kept is the moving average, the trajectory holds both.
     """
     spec: TeacherSpec = TypeAdapter(TeacherSpec).validate_python(task.params["teacher"])
     data = load_dataset(task.input("dataset")).to(task.device)
@@ -65,7 +66,8 @@ class Run:
 
     def __post_init__(self) -> None:
         spec, count, device = self.spec, len(self.data), self.task.device
-        self.seed = int(self.task.params["seed"])
+        self.seed, run = int(self.task.params["seed"]), int(self.task.params.get("run", 0))
+        self.stream: tuple[str | int, ...] = ("run", run) if run else ()  # of orders and views
         self.batch_size = min(spec.batch_size, count)
         self.epoch_steps = count // self.batch_size
         self.total = spec.epochs * self.epoch_steps
@@ -104,7 +106,8 @@ class Run:
     def _update(self) -> None:
         epoch, place = divmod(self.step, self.epoch_steps)
         if place == 0 or self.order is None:
-            self.order = send(torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch)), self.task.device)
+            draw = generator(self.seed, *self.stream, "order", epoch)
+            self.order = send(torch.randperm(len(self.data), generator=draw), self.task.device)
         rows = self.order[place * self.batch_size : (place + 1) * self.batch_size]
         for module in self.objective.modules.values():
             module.train()
@@ -131,7 +134,7 @@ class Run:
 
     def _views(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """Two global views, then local ones; all at the images' size, so that any backbone can read them."""
-        draw, spec = generator(self.seed, "views", self.step), self.spec
+        draw, spec = generator(self.seed, *self.stream, "views", self.step), self.spec
         views = [random_views(batch, spec.augment, draw) for _ in range(2)]
         if isinstance(spec, DinoSpec):
             views += [random_views(batch, spec.augment, draw, spec.local_crop_scale) for _ in range(spec.local_crops)]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from ddcore.data.images import Images, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
+from ddcore.specs import DinoSpec
 from ddcore.ssl import train
 from ddcore.ssl.dino import momentum_at
 from ddcore.ssl.teacher import load_teacher
@@ -114,6 +115,27 @@ def test_a_stopped_run_goes_on_bit_for_bit(make_task: MakeTask, dataset: Path, t
     other = make_task("other", params(teacher, seed=1), dataset=dataset)
     train_teacher(other)
     assert state(other.out)[0] != state(whole.out)[0]
+
+
+def test_runs_of_one_seed_share_their_beginning_only(make_task: MakeTask, dataset: Path) -> None:
+    still = {**TINY["augment"], "crop_scale": [1.0, 1.0], "noise": 0.0}  # all views are the same, so orders alone can differ
+    teacher = {**DINO, "local_crops": 0, "augment": still, "lr": 1e-2}
+    paths = {}
+    for name, more in {"plain": {}, "zero": {"run": 0}, "one": {"run": 1}, "again": {"run": 1}, "two": {"run": 2}}.items():
+        task = make_task(name, {**params(teacher), **more}, dataset=dataset)
+        train_teacher(task)
+        paths[name] = load_file(task.out / "trajectory.safetensors")["student"]
+    assert torch.equal(paths["plain"], paths["zero"])
+    assert torch.equal(paths["one"], paths["again"])
+    first = [paths[name] for name in ("plain", "one", "two")]
+    assert all(torch.equal(path[0], first[0][0]) for path in first)
+    ends = [float((a[-1] - b[-1]).norm() / (a[-1] - a[0]).norm()) for a, b in ((first[0], first[1]), (first[1], first[2]))]
+    assert min(ends) > 0.05
+    data = load_dataset(dataset)
+    tasks = [make_task(f"views-{run}", {**params(DINO), "run": run}, dataset=dataset) for run in (1, 1, 2)]
+    one, again, two = (train.Run(DinoSpec(**DINO), data, task)._views(data.images[:8]) for task in tasks)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize("teacher", [DINO, SIMCLR], ids=["dino", "simclr"])
