@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ddcore.specs import DinoSpec
+from ddcore.ssl.identity import EmaIdentity
 from ddcore.ssl.objective import full_precision
 
 MAX_NORM = 3.0  # the paper's gradient clipping
@@ -89,17 +90,25 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 
 class Dino:
-    """Student and teacher, each a backbone with a head. The teacher starts as the student's copy and sees global views only."""
+    """Student and teacher, each a backbone with a head. The teacher starts as the student's copy and sees global views only.
+
+    random: draws the directions along which `EmaIdentity` watches the moving average.
+    """
 
     max_norm: float | None = MAX_NORM
 
-    def __init__(self, spec: DinoSpec, backbone: nn.Module, feature_dim: int) -> None:
+    def __init__(self, spec: DinoSpec, backbone: nn.Module, feature_dim: int, random: torch.Generator) -> None:
         head = DinoHead(feature_dim, spec.out_dim, spec.hidden_dim, spec.bottleneck_dim)
         self.modules: dict[str, nn.Module] = {"backbone": backbone, "head": head}
         self.modules["teacher_backbone"] = copy.deepcopy(backbone).requires_grad_(False)
         self.modules["teacher_head"] = copy.deepcopy(head).requires_grad_(False)
         self.buffers = {"center": torch.zeros(spec.out_dim, device=next(backbone.parameters()).device)}
         self._spec = spec
+        # One for each: the head's prototypes are long, and would hide what happens to the backbone.
+        self._identities = [
+            EmaIdentity(self.modules[f"teacher_{name}"].parameters(), self.modules[name].parameters(), random)
+            for name in ("backbone", "head")
+        ]
 
     @property
     def backbone(self) -> nn.Module:
@@ -130,8 +139,13 @@ class Dino:
         if epoch < self._spec.freeze_last_layer_epochs:
             self.modules["head"].get_parameter("prototypes").grad = None
 
-    def after_update(self, step: int, total: int) -> dict[str, float]:
+    def after_update(self, step: int, total: int, logged: bool) -> dict[str, float | torch.Tensor]:
+        """Move the teacher; the identity costs a few passes over the parameters, and only at logged steps."""
         momentum = momentum_at(step, total, self._spec.momentum)
+        before = [identity.before() for identity in self._identities] if logged else []
         ema_update(self.modules["teacher_backbone"], self.modules["backbone"], momentum)
         ema_update(self.modules["teacher_head"], self.modules["head"], momentum)
-        return {"ema_momentum": momentum}
+        if not logged:
+            return {}
+        residuals = [identity.residual(past, momentum) for identity, past in zip(self._identities, before, strict=True)]
+        return {"ema_momentum": momentum, "ema_residual": torch.stack(residuals).max()}

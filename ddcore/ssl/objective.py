@@ -36,8 +36,8 @@ class Objective(Protocol):
     def before_update(self, epoch: int) -> None:
         """Called between the backward pass and the optimiser's step."""
 
-    def after_update(self, step: int, total: int) -> dict[str, float]:
-        """Called after the optimiser's step `step` (from 0) of `total`; returns figures worth a curve."""
+    def after_update(self, step: int, total: int, logged: bool) -> dict[str, float | torch.Tensor]:
+        """Called after the optimiser's step `step` (from 0) of `total`; where the step is `logged`, returns figures worth a curve."""
 
 
 def full_precision(tensor: torch.Tensor) -> torch.autocast:
@@ -83,5 +83,5 @@ class Siamese:
     def before_update(self, epoch: int) -> None:
         """Nothing to do."""
 
-    def after_update(self, step: int, total: int) -> dict[str, float]:
+    def after_update(self, step: int, total: int, logged: bool) -> dict[str, float | torch.Tensor]:
         return {}

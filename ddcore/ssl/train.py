@@ -20,6 +20,7 @@ from ddcore.specs import BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec
 from ddcore.ssl.barlow_twins import barlow_twins
 from ddcore.ssl.dino import Dino
 from ddcore.ssl.given import given_teacher
+from ddcore.ssl.identity import refuse_broken
 from ddcore.ssl.measure import extract_features, knn_accuracy, measure, refuse_collapsed
 from ddcore.ssl.objective import Objective
 from ddcore.ssl.simclr import simclr
@@ -124,8 +125,9 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        settings = self.objective.after_update(self.step, self.total)
-        if self._at(POINTS) or self.step == 0:
+        logged = self._at(POINTS) or self.step == 0
+        settings = self.objective.after_update(self.step, self.total, logged)
+        if logged:
             self._log({"loss": loss.detach(), **figures, **settings, "lr": lr})
         self.step += 1
 
@@ -143,9 +145,12 @@ class Run:
     def _log(self, figures: dict[str, Any]) -> None:
         for name, value in figures.items():
             self._point(name, float(value))
-        if not math.isfinite(self.history["loss"][-1][1]):
-            detail = f"the teacher's loss is not finite at step {self.step} of {self.total}"
-            raise DdcoreError("diverged", detail, "lower teacher.lr or raise teacher.warmup_epochs")
+        for name, what in {"loss": "loss is", "ema_residual": "parameters are"}.items():
+            if name in figures and not math.isfinite(self.history[name][-1][1]):
+                detail = f"the teacher's {what} not finite at step {self.step} of {self.total}"
+                raise DdcoreError("diverged", detail, "lower teacher.lr or raise teacher.warmup_epochs")
+        if "ema_residual" in figures:
+            refuse_broken(self.history["ema_residual"][-1][1], self.step)
 
     def _point(self, name: str, value: float) -> None:
         self.history.setdefault(name, []).append([self.step, value])
@@ -228,7 +233,10 @@ class Run:
         )
         save_teacher(self.task.out, module, manifest)
         shown = ("ssl", "knn_accuracy", "feature_rank", "feature_dim", "loss", "images_per_second")
-        return {name: getattr(manifest, name) for name in shown}
+        summary = {name: getattr(manifest, name) for name in shown}
+        if residuals := self.history.get("ema_residual"):
+            summary["ema_residual"] = max(value for _, value in residuals)
+        return summary
 
 
 def build_objective(spec: Trained, shape: tuple[int, int, int], seed: int, device: torch.device) -> Objective:
@@ -243,7 +251,7 @@ def build_objective(spec: Trained, shape: tuple[int, int, int], seed: int, devic
         width = feature_dim(backbone, channels, size)
         objective: Objective
         if isinstance(spec, DinoSpec):
-            objective = Dino(spec, backbone, width)
+            objective = Dino(spec, backbone, width, generator(seed, "direction"))
         elif isinstance(spec, BarlowTwinsSpec):
             objective = barlow_twins(spec, backbone, width)
         else:

@@ -9,6 +9,7 @@ from torch import nn
 from ddcore.specs import DinoSpec
 from ddcore.ssl.dino import Dino, DinoHead, dino_loss, ema_update, momentum_at, teacher_temperature_at, update_center
 from ddcore.ssl.objective import Siamese
+from ddcore.task import generator
 
 
 def logits(views: int, batch: int = 5, width: int = 7, seed: int = 0) -> list[torch.Tensor]:
@@ -127,7 +128,7 @@ def test_the_teacher_is_the_moving_average_of_the_student(dtype: torch.dtype, to
 
 def test_the_last_layer_stands_still_while_frozen() -> None:
     spec = DinoSpec(out_dim=6, hidden_dim=8, bottleneck_dim=4, freeze_last_layer_epochs=2)
-    dino = Dino(spec, nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 5)
+    dino = Dino(spec, nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 5, generator(0))
     views = [torch.randn(4, 3, 2, 2) for _ in range(4)]
     for epoch, frozen in ((0, True), (1, True), (2, False)):
         loss, figures = dino.loss(views, epoch)
@@ -142,7 +143,7 @@ def test_the_last_layer_stands_still_while_frozen() -> None:
 
 def test_local_views_are_seen_by_the_student_only() -> None:
     spec = DinoSpec(out_dim=6, hidden_dim=8, bottleneck_dim=4, student_temperature=0.3)
-    dino = Dino(spec, nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 5)
+    dino = Dino(spec, nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 5, generator(0))
     views = [torch.randn(4, 3, 2, 2) for _ in range(5)]
 
     def outputs(prefix: str, seen: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,6 +1,7 @@
 """The teacher step: what it leaves, the identities of its trajectory, resuming, and every way to fail."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ddcore.data.images import Images, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
 from ddcore.specs import DinoSpec
-from ddcore.ssl import train
-from ddcore.ssl.dino import momentum_at
+from ddcore.ssl import dino, train
+from ddcore.ssl.dino import ema_update, momentum_at
 from ddcore.ssl.teacher import load_teacher
 from ddcore.ssl.train import learning_rate, train_teacher
 from ddcore.task import Task
@@ -74,17 +76,20 @@ def test_files_and_facts(make_task: MakeTask, dataset: Path, teacher: dict[str, 
     assert torch.equal(kept, trajectory["teacher" if teacher is DINO else "student"][-1])
     history = json.loads((task.out / "history.json").read_text())
     assert [step for step, _ in history["loss"]] == list(range(9))
-    assert set(history) == {"loss", "lr", "knn"} | ({"entropy", "kl", "ema_momentum"} if teacher is DINO else set())
+    assert set(history) == {"loss", "lr", "knn"} | ({"entropy", "kl", "ema_momentum", "ema_residual"} if teacher is DINO else set())
     assert {e["name"] for e in events if e["type"] == "metric"} == set(history)
     assert any("images/s" in e["note"] for e in events if e["type"] == "progress")
 
 
 def test_the_recorded_teacher_is_the_moving_average_of_the_recorded_student(make_task: MakeTask, dataset: Path) -> None:
     task = make_task("a", params(DINO), dataset=dataset)
-    train_teacher(task)
+    summary = train_teacher(task)
     trajectory = load_file(task.out / "trajectory.safetensors")
     student, teacher = trajectory["student"].double(), trajectory["teacher"].double()
     assert torch.equal(student[0], teacher[0])
+    residuals = [value for _, value in json.loads((task.out / "history.json").read_text())["ema_residual"]]
+    assert len(residuals) == 9
+    assert summary["ema_residual"] == max(residuals) < 1e-5
     momenta = [momentum_at(step, 9, 0.9) for step in range(9)]
     history = json.loads((task.out / "history.json").read_text())
     assert [m for _, m in history["ema_momentum"]] == momenta
@@ -96,6 +101,44 @@ def test_the_recorded_teacher_is_the_moving_average_of_the_recorded_student(make
         torch.testing.assert_close(student[t] - teacher[t], m * (gap + student[t] - student[t - 1]), rtol=0, atol=1e-6)
     torch.testing.assert_close(teacher[-1], closed, rtol=0, atol=1e-5)
     assert float((student[-1] - teacher[-1]).norm()) > 1e-3
+
+
+def _stale(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Never moves the teacher."""
+
+
+def _swapped(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    ema_update(teacher, student, 1 - momentum)
+
+
+def _half(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    with torch.no_grad():
+        for average, current in zip(teacher.parameters(), student.parameters(), strict=True):
+            average.copy_(average.half() * momentum + current.half() * (1 - momentum))
+
+
+@pytest.mark.parametrize("broken", [_stale, _swapped, _half])
+def test_a_broken_moving_average_is_found(
+    make_task: MakeTask, dataset: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(dino, "ema_update", broken)
+    with pytest.raises(DdcoreError, match="not the moving average of its student") as caught:
+        train_teacher(make_task("a", params(DINO, momentum=0.99), dataset=dataset))
+    assert caught.value.code == "internal"
+    assert "report this message" in caught.value.hint
+
+
+def test_parameters_that_are_not_finite_are_a_divergence_not_a_broken_average(
+    make_task: MakeTask, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def infinite(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+        with torch.no_grad():
+            next(teacher.parameters()).fill_(math.inf)
+
+    monkeypatch.setattr(dino, "ema_update", infinite)
+    with pytest.raises(DdcoreError, match="parameters are not finite at step 0 of 9") as caught:
+        train_teacher(make_task("a", params(DINO), dataset=dataset))
+    assert caught.value.code == "diverged"
 
 
 @pytest.mark.parametrize("teacher", [DINO, {**SIMCLR, "backbone": {"name": "resnet18", "width": 4}}], ids=["dino", "simclr-resnet"])
