@@ -90,7 +90,12 @@ class DinoSpec(_Teacher):
     teacher_temperature: Positive = 0.04
     warmup_teacher_temperature: Positive = 0.04
     warmup_teacher_epochs: int = Field(0, ge=0)
-    center_momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    centering: Literal["ema", "sinkhorn"] = Field(
+        "ema",
+        description="what keeps the teacher from one answer for all images: an averaged centre taken off its output, or the"
+        " Sinkhorn-Knopp balance of every batch over the prototypes (SwAV, 2006.09882; DINOv2, 2304.07193)",
+    )
+    center_momentum: float = Field(0.9, ge=0.0, lt=1.0, description="of the averaged centre; not read by sinkhorn")
     local_crops: int = Field(
         0, ge=0, le=16, description="views of small parts, resized to full size, seen by the student only (multi-crop)"
     )

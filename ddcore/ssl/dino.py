@@ -13,6 +13,7 @@ from ddcore.ssl.identity import EmaIdentity
 from ddcore.ssl.objective import full_precision
 
 MAX_NORM = 3.0  # the paper's gradient clipping
+SINKHORN_ITERATIONS = 3  # SwAV's and DINOv2's
 
 
 class DinoHead(nn.Module):
@@ -39,29 +40,41 @@ class DinoHead(nn.Module):
             return functional.linear(functional.normalize(bottleneck.float(), dim=1), functional.normalize(self.prototypes, dim=1))
 
 
-def dino_loss(
-    student: Sequence[torch.Tensor],
-    teacher: Sequence[torch.Tensor],
-    center: torch.Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Equation 3 with centring, and the mean entropy of the teacher's distributions.
+def centred(teacher: Sequence[torch.Tensor], center: torch.Tensor, temperature: float) -> list[torch.Tensor]:
+    """Log of the teacher's distributions: softmax((g_t - c) / tau_t), for logits [b, K] a view and the centre c [K] (algorithm 1)."""
+    return [functional.log_softmax((logits.detach() - center) / temperature, dim=1) for logits in teacher]
 
-    student, teacher: logits [b, K] a view; the teacher's views are the first ones of the student's. The loss is the mean over pairs
-    of different views (t, s) and images of H(softmax((g_t - c) / tau_t), softmax(g_s / tau_s)). center: c, [K]. No gradient
-    flows through the teacher. Loss minus entropy is the mean KL divergence.
+
+def sinkhorn(teacher: Sequence[torch.Tensor], temperature: float, iterations: int = SINKHORN_ITERATIONS) -> list[torch.Tensor]:
+    """Log of the teacher's distributions [b, K] a view, balanced over all views' images (SwAV, 2006.09882, equation 3 and appendix A).
+
+    Q = diag(u) exp(g / tau_t) diag(v): in turns, all prototypes are given the same share of the batch, and every image a sum of one.
+    Images come last, so their sums are exact; prototypes' sums tend to b / K. In logarithms, so that no temperature overflows.
+    """
+    log_q = torch.cat([logits.detach() for logits in teacher]) / temperature
+    for _ in range(iterations):
+        log_q = functional.log_softmax(functional.log_softmax(log_q, dim=0), dim=1)
+    return list(log_q.split([len(logits) for logits in teacher]))
+
+
+def dino_loss(
+    student: Sequence[torch.Tensor], log_targets: Sequence[torch.Tensor], student_temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Equation 3, and the mean entropy of the teacher's distributions.
+
+    student: logits [b, K] a view; log_targets: logs of the teacher's distributions P_t [b, K], of the student's first views. The loss
+    is the mean over pairs of different views (t, s) and images of H(P_t, softmax(g_s / tau_s)). Loss minus entropy is the mean KL
+    divergence.
     """
     log_student = [functional.log_softmax(logits / student_temperature, dim=1) for logits in student]
-    targets = [functional.log_softmax((logits.detach() - center) / teacher_temperature, dim=1) for logits in teacher]
     total = log_student[0].new_zeros(())
-    for t, log_target in enumerate(targets):
+    for t, log_target in enumerate(log_targets):
         target = log_target.exp()
         for s, log_probability in enumerate(log_student):
             if s != t:
                 total = total - (target * log_probability).sum(1).mean()
-    entropy = torch.stack([-(log_target.exp() * log_target).sum(1).mean() for log_target in targets]).mean()
-    return total / (len(targets) * (len(log_student) - 1)), entropy
+    entropy = torch.stack([-(log_target.exp() * log_target).sum(1).mean() for log_target in log_targets]).mean()
+    return total / (len(log_targets) * (len(log_student) - 1)), entropy
 
 
 def update_center(center: torch.Tensor, teacher: Sequence[torch.Tensor], momentum: float) -> None:
@@ -102,7 +115,9 @@ class Dino:
         self.modules: dict[str, nn.Module] = {"backbone": backbone, "head": head}
         self.modules["teacher_backbone"] = copy.deepcopy(backbone).requires_grad_(False)
         self.modules["teacher_head"] = copy.deepcopy(head).requires_grad_(False)
-        self.buffers = {"center": torch.zeros(spec.out_dim, device=next(backbone.parameters()).device)}
+        self.buffers: dict[str, torch.Tensor] = {}
+        if spec.centering == "ema":
+            self.buffers["center"] = torch.zeros(spec.out_dim, device=next(backbone.parameters()).device)
         self._spec = spec
         # One for each: the head's prototypes are long, and would hide what happens to the backbone.
         self._identities = [
@@ -129,10 +144,16 @@ class Dino:
             student += self.modules["head"](self.modules["backbone"](torch.cat(views[2:]))).chunk(len(views) - 2)
         with torch.no_grad():
             teacher = self.modules["teacher_head"](self.modules["teacher_backbone"](globals_)).chunk(2)
-        center = self.buffers["center"]
-        loss, entropy = dino_loss(student, teacher, center, self._spec.student_temperature, teacher_temperature_at(epoch, self._spec))
-        update_center(center, teacher, self._spec.center_momentum)
+        loss, entropy = dino_loss(student, self._targets(teacher, epoch), self._spec.student_temperature)
         return loss, {"entropy": entropy, "kl": loss.detach() - entropy}
+
+    def _targets(self, teacher: Sequence[torch.Tensor], epoch: float) -> list[torch.Tensor]:
+        temperature = teacher_temperature_at(epoch, self._spec)
+        if self._spec.centering == "sinkhorn":
+            return sinkhorn(teacher, temperature)
+        targets = centred(teacher, self.buffers["center"], temperature)
+        update_center(self.buffers["center"], teacher, self._spec.center_momentum)
+        return targets
 
     def before_update(self, epoch: int) -> None:
         """Prototypes stand still during the first epochs (appendix C)."""

@@ -1,13 +1,14 @@
 """DINO: the loss against a loop over the paper's equations, schedules, and the identities of the moving average."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from ddcore.specs import DinoSpec
-from ddcore.ssl.dino import Dino, DinoHead, dino_loss, ema_update, momentum_at, teacher_temperature_at, update_center
+from ddcore.ssl.dino import Dino, DinoHead, centred, dino_loss, ema_update, momentum_at, sinkhorn, teacher_temperature_at, update_center
 from ddcore.ssl.objective import Siamese
 from ddcore.task import generator
 
@@ -35,7 +36,7 @@ def test_the_loss_is_the_papers(views: int) -> None:
                 if s != t:
                     output = softmax([float(g) for g in student[s][b]], 0.9)
                     pairs.append(-sum(p * math.log(q) for p, q in zip(target, output, strict=True)))
-    loss, entropy = dino_loss(student, teacher, center, 0.9, 0.5)
+    loss, entropy = dino_loss(student, centred(teacher, center, 0.5), 0.9)
     assert float(loss) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
     assert float(entropy) == pytest.approx(sum(entropies) / len(entropies), abs=1e-12)
 
@@ -44,7 +45,8 @@ def test_no_gradient_reaches_the_teacher() -> None:
     student, teacher = logits(2), logits(2, seed=1)
     for tensor in (*student, *teacher):
         tensor.requires_grad_()
-    dino_loss(student, teacher, torch.zeros(7), 0.1, 0.04)[0].backward()
+    for targets in (centred(teacher, torch.zeros(7), 0.04), sinkhorn(teacher, 0.04)):
+        dino_loss(student, targets, 0.1)[0].backward()  # type: ignore[no-untyped-call]
     assert all(tensor.grad is not None for tensor in student)
     assert all(tensor.grad is None for tensor in teacher)
 
@@ -54,6 +56,37 @@ def test_the_center_is_a_moving_average_of_the_teachers_logits() -> None:
     expected = [0.9 * 2.0 + 0.1 * sum(float(teacher[v][b][k]) for v in range(2) for b in range(5)) / 10 for k in range(7)]
     update_center(center, teacher, 0.9)
     assert center.tolist() == pytest.approx(expected)
+
+
+def test_sinkhorn_is_the_papers() -> None:
+    """SwAV's algorithm 1 in loops: three times, each prototype to 1/K of the whole, then each image to 1/B of it."""
+    teacher = logits(2)
+    q = [[math.exp(float(value) / 0.3) for value in row] for view in teacher for row in view]
+    images, prototypes = len(q), len(q[0])
+    for _ in range(3):
+        for k in range(prototypes):
+            column = sum(row[k] for row in q)
+            for row in q:
+                row[k] /= column * prototypes
+        for row in q:
+            whole = sum(row)
+            row[:] = [value / (whole * images) for value in row]
+    expected = torch.tensor(q, dtype=torch.float64) * images
+    torch.testing.assert_close(torch.cat(sinkhorn(teacher, 0.3)).exp(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_sinkhorn_balances_prototypes_and_keeps_distributions() -> None:
+    """Whatever the teacher prefers: here one prototype, by far, and at a temperature whose exponentials float32 cannot hold."""
+    teacher = [(view + 3 * torch.eye(7, dtype=torch.float64)[2]).float() for view in logits(2, batch=64)]
+    plain = torch.cat(centred(teacher, torch.zeros(7), 0.5)).exp()
+    assert float(plain.sum(0)[2]) > 0.8 * 128
+    balanced = torch.cat(sinkhorn(teacher, 0.5)).exp()
+    torch.testing.assert_close(balanced.sum(1), torch.ones(128))
+    assert float((balanced.sum(0) * 7 / 128 - 1).abs().max()) < 0.1
+    many = torch.cat(sinkhorn(teacher, 0.5, iterations=200)).exp()
+    torch.testing.assert_close(many.sum(0), torch.full((7,), 128 / 7), rtol=1e-4, atol=0)
+    sharp = torch.cat(sinkhorn(teacher, 1e-3)).exp()
+    torch.testing.assert_close(sharp.sum(1), torch.ones(128))
 
 
 def test_prototypes_are_weight_normalised() -> None:
@@ -141,13 +174,16 @@ def test_the_last_layer_stands_still_while_frozen() -> None:
     assert all(p.grad is None for name in ("teacher_backbone", "teacher_head") for p in dino.modules[name].parameters())
 
 
-def test_local_views_are_seen_by_the_student_only() -> None:
-    spec = DinoSpec(out_dim=6, hidden_dim=8, bottleneck_dim=4, student_temperature=0.3)
+@pytest.mark.parametrize("centering", ["ema", "sinkhorn"])
+def test_local_views_are_seen_by_the_student_only(centering: Any) -> None:
+    spec = DinoSpec(out_dim=6, hidden_dim=8, bottleneck_dim=4, student_temperature=0.3, teacher_temperature=0.04, centering=centering)
     dino = Dino(spec, nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 5, generator(0))
     views = [torch.randn(4, 3, 2, 2) for _ in range(5)]
 
     def outputs(prefix: str, seen: list[torch.Tensor]) -> list[torch.Tensor]:
         return [dino.modules[f"{prefix}head"](dino.modules[f"{prefix}backbone"](view)) for view in seen]
 
-    expected, _ = dino_loss(outputs("", views), outputs("teacher_", views[:2]), torch.zeros(6), 0.3, spec.teacher_temperature)
+    targets = outputs("teacher_", views[:2])
+    log_targets = sinkhorn(targets, 0.04) if centering == "sinkhorn" else centred(targets, torch.zeros(6), 0.04)
+    expected, _ = dino_loss(outputs("", views), log_targets, 0.3)
     torch.testing.assert_close(dino.loss(views, 0)[0], expected)

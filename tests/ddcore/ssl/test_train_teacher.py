@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
 }
 DINO = {"ssl": "dino", "out_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8, "momentum": 0.9, "local_crops": 1, **TINY}
 BARLOW = {"ssl": "barlow_twins", "projector_dim": 16, **TINY}
+SINKHORN = {**DINO, "centering": "sinkhorn"}
 SIMCLR = {"ssl": "simclr", "projector_dim": 16, **TINY}
 
 
@@ -141,7 +142,9 @@ def test_parameters_that_are_not_finite_are_a_divergence_not_a_broken_average(
     assert caught.value.code == "diverged"
 
 
-@pytest.mark.parametrize("teacher", [DINO, {**SIMCLR, "backbone": {"name": "resnet18", "width": 4}}], ids=["dino", "simclr-resnet"])
+@pytest.mark.parametrize(
+    "teacher", [DINO, SINKHORN, {**SIMCLR, "backbone": {"name": "resnet18", "width": 4}}], ids=["dino", "sinkhorn", "simclr-resnet"]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(make_task: MakeTask, dataset: Path, teacher: dict[str, Any]) -> None:
     whole = make_task("whole", params(teacher), dataset=dataset)
     train_teacher(whole)
