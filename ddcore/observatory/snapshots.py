@@ -1,0 +1,117 @@
+"""What a network knew at each snapshot of its run: k-NN accuracy, effective rank, and likeness to what it became."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import vector_to_parameters
+
+from ddcore.data.images import Images, Normaliser, mean_std
+from ddcore.errors import DdcoreError
+from ddcore.events import Reporter
+from ddcore.networks.backbones import build_backbone
+from ddcore.specs import BackboneSpec
+from ddcore.ssl.measure import effective_rank, knn_accuracy
+from ddcore.ssl.trajectory import NAME
+from ddcore.task import generator
+
+BATCH = 500
+
+
+def per_snapshot(
+    teacher_folder: Path, data: Images, backbone: BackboneSpec, sample: int = 2000, reporter: Reporter | None = None
+) -> list[dict[str, Any]]:
+    """Features of `sample` training images under every recorded snapshot, in three figures each; computed on the device of `data`.
+
+    teacher_folder: a teacher step's, with trajectory.safetensors; data: the images it was trained on; backbone: its encoder. The
+    images are drawn once, from a fixed seed, and normalised as in training.
+
+    Returns a row for each network ("student"; for DINO also "teacher") and snapshot, in order of time:
+    {"network", "step", "knn": leave-one-out k-NN accuracy within the sample, percent (None without labels; below a teacher's own
+    figure, which has all images to look among), "rank": effective rank of the features, "cka_to_last": `linear_cka` with the
+    same network's last snapshot}.
+
+    Snapshots hold no running statistics, so batch normalisation uses those of the sample itself, in random batches of at most
+    `BATCH`: the figures of such encoders differ a little from those in evaluation mode.
+
+    Raises `DdcoreError`: missing_input without a readable recording, bad_checkpoint if it is of another network, diverged if
+    features are not finite.
+    """
+    path, told = teacher_folder / NAME, reporter or Reporter()
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = file.get_tensor("step").tolist()
+            arrays = {name: file.get_slice(name) for name in ("student", "teacher") if name in file.keys()}  # noqa: SIM118 - not a dict
+            module = _encoder(backbone, data, next(iter(arrays.values())).get_shape()[1])
+            inputs, labels = _draw(data, sample)
+            rows: list[dict[str, Any]] = []
+            for name, array in arrays.items():
+                last: Tensor | None = None
+                found: list[dict[str, Any]] = []
+                for number in reversed(range(len(step))):  # the last first: all others are compared with it
+                    told.progress(len(rows) + len(found), len(arrays) * len(step), "snapshots", "features")
+                    vector_to_parameters(array[number : number + 1][0].to(inputs.device), module.parameters())
+                    features = _features(module, inputs, f"{name} at step {step[number]}")
+                    last = features if last is None else last
+                    knn = None if labels is None else knn_accuracy(features, labels)
+                    likeness = linear_cka(features, last)
+                    found.append(
+                        {"network": name, "step": step[number], "knn": knn, "rank": effective_rank(features), "cka_to_last": likeness}
+                    )
+                rows += reversed(found)
+    except (OSError, SafetensorError) as error:
+        hint = "observe a teacher that was trained here, by dino, barlow_twins or simclr: its step records the snapshots"
+        raise DdcoreError("missing_input", f"the run's snapshots, {path.name}, cannot be read: {error}", hint) from error
+    return rows
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Centred kernel alignment of features x [n, d] and y [n, e] of the same n images (1905.00414, section 3), from 0 to 1.
+
+    |X'Y|^2 / (|X'X| |Y'Y|) in Frobenius norms, columns centred; by the equal n x n form <XX', YY'> / (|XX'| |YY'|), whose memory
+    does not grow with the width. 1 for features equal but for a rotation, a scale and a shift; 0 where either has no spread.
+    """
+    first, second = (_kernel(features) for features in (x, y))
+    scale = float(first.norm() * second.norm())
+    return float((first * second).sum()) / scale if scale > 0 else 0.0
+
+
+def _kernel(features: Tensor) -> Tensor:
+    centred = features.double() - features.double().mean(0)
+    return centred @ centred.T
+
+
+def _encoder(backbone: BackboneSpec, data: Images, parameters: int) -> nn.Module:
+    """The encoder in evaluation mode but for its batch normalisation; its own initial parameters will be overwritten."""
+    with torch.random.fork_rng(devices=[]):
+        module = build_backbone(backbone, data.shape[0], data.shape[1:]).requires_grad_(False)
+    own = sum(p.numel() for p in module.parameters())
+    if own != parameters:
+        detail = f"the snapshots have {parameters} parameters, but {backbone.name} on images of {list(data.shape)} has {own}"
+        raise DdcoreError("bad_checkpoint", detail, "give the backbone and the data set that the run was trained with")
+    module.to(data.images.device).eval()
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.train()
+    return module
+
+
+def _draw(data: Images, sample: int) -> tuple[Tensor, Tensor | None]:
+    """Normalised images float32 [n, c, h, w] and their labels, in random order: batches of one class would have its statistics."""
+    device = data.images.device
+    rows = torch.randperm(len(data), generator=generator(0, "snapshots"))[:sample].to(device)
+    mean, std = mean_std(data.images)
+    return Normaliser.of(mean, std, device)(data.images[rows]), None if data.labels is None else data.labels[rows]
+
+
+@torch.no_grad()
+def _features(module: nn.Module, inputs: Tensor, whose: str) -> Tensor:
+    batches = inputs.tensor_split(math.ceil(len(inputs) / BATCH))  # of nearly equal size: none too small for statistics
+    features = torch.cat([module(batch).float() for batch in batches])
+    if not torch.isfinite(features).all():
+        raise DdcoreError("diverged", f"the features of the {whose} are not finite", "lower teacher.lr or raise teacher.warmup_epochs")
+    return features
