@@ -96,6 +96,10 @@ class DinoSpec(_Teacher):
         " Sinkhorn-Knopp balance of every batch over the prototypes (SwAV, 2006.09882; DINOv2, 2304.07193)",
     )
     center_momentum: float = Field(0.9, ge=0.0, lt=1.0, description="of the averaged centre; not read by sinkhorn")
+    koleo: NonNegative = Field(
+        0.0,
+        description="weight of the KoLeo regulariser (DINOv2, 2304.07193: 0.1), which spreads the student's features of the global views",
+    )
     local_crops: int = Field(
         0, ge=0, le=16, description="views of small parts, resized to full size, seen by the student only (multi-crop)"
     )

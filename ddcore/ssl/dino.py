@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ddcore.specs import DinoSpec
 from ddcore.ssl.identity import EmaIdentity
+from ddcore.ssl.koleo import koleo_loss
 from ddcore.ssl.objective import full_precision
 
 MAX_NORM = 3.0  # the paper's gradient clipping
@@ -137,15 +138,24 @@ class Dino:
         return [self.modules["backbone"], self.modules["head"]]
 
     def loss(self, views: list[torch.Tensor], epoch: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Global views go through the student in one batch, local ones in another, as in the paper's multi-crop."""
+        """Global views go through the student in one batch, local ones in another, as in the paper's multi-crop.
+
+        To equation 3 is added `koleo` times the sum of the regulariser over the two global views, each by itself, as in DINOv2.
+        """
         globals_ = torch.cat(views[:2])
-        student = list(self.modules["head"](self.modules["backbone"](globals_)).chunk(2))
+        features = self.modules["backbone"](globals_)
+        student = list(self.modules["head"](features).chunk(2))
         if len(views) > 2:
             student += self.modules["head"](self.modules["backbone"](torch.cat(views[2:]))).chunk(len(views) - 2)
         with torch.no_grad():
             teacher = self.modules["teacher_head"](self.modules["teacher_backbone"](globals_)).chunk(2)
         loss, entropy = dino_loss(student, self._targets(teacher, epoch), self._spec.student_temperature)
-        return loss, {"entropy": entropy, "kl": loss.detach() - entropy}
+        figures = {"entropy": entropy, "kl": loss.detach() - entropy}
+        if self._spec.koleo:
+            spread = torch.stack([koleo_loss(view) for view in features.chunk(2)]).sum()
+            loss = loss + self._spec.koleo * spread
+            figures["koleo"] = spread.detach()
+        return loss, figures
 
     def _targets(self, teacher: Sequence[torch.Tensor], epoch: float) -> list[torch.Tensor]:
         temperature = teacher_temperature_at(epoch, self._spec)

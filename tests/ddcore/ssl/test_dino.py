@@ -9,6 +9,7 @@ from torch import nn
 
 from ddcore.specs import DinoSpec
 from ddcore.ssl.dino import Dino, DinoHead, centred, dino_loss, ema_update, momentum_at, sinkhorn, teacher_temperature_at, update_center
+from ddcore.ssl.koleo import koleo_loss
 from ddcore.ssl.objective import Siamese
 from ddcore.task import generator
 
@@ -187,3 +188,19 @@ def test_local_views_are_seen_by_the_student_only(centering: Any) -> None:
     log_targets = sinkhorn(targets, 0.04) if centering == "sinkhorn" else centred(targets, torch.zeros(6), 0.04)
     expected, _ = dino_loss(outputs("", views), log_targets, 0.3)
     torch.testing.assert_close(dino.loss(views, 0)[0], expected)
+
+
+def test_koleo_is_added_for_each_global_view() -> None:
+    spec = DinoSpec(out_dim=6, hidden_dim=8, bottleneck_dim=4)
+    views = [torch.randn(4, 3, 2, 2, generator=generator(seed)) for seed in range(3)]
+    dino = Dino(spec, nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 5, generator(0))
+    plain, figures = dino.loss(views, 0)
+    assert "koleo" not in figures
+    regularised = Dino(spec.model_copy(update={"koleo": 0.1}), dino.backbone, 5, generator(0))
+    for name, module in regularised.modules.items():
+        module.load_state_dict(dino.modules[name].state_dict())
+    loss, figures = regularised.loss(views, 0)
+    spread = koleo_loss(dino.backbone(views[0])) + koleo_loss(dino.backbone(views[1]))
+    torch.testing.assert_close(loss, plain + 0.1 * spread)
+    torch.testing.assert_close(figures["koleo"], spread.detach())
+    torch.testing.assert_close(figures["kl"] + figures["entropy"], plain.detach())

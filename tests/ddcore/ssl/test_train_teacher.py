@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
 }
 DINO = {"ssl": "dino", "out_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8, "momentum": 0.9, "local_crops": 1, **TINY}
 BARLOW = {"ssl": "barlow_twins", "projector_dim": 16, **TINY}
-SINKHORN = {**DINO, "centering": "sinkhorn"}
+SINKHORN = {**DINO, "centering": "sinkhorn", "koleo": 0.1}
 SIMCLR = {"ssl": "simclr", "projector_dim": 16, **TINY}
 
 
