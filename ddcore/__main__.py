@@ -22,9 +22,9 @@ from ddcore.data.archives import inspect
 from ddcore.data.builtins import BUILTINS, facts
 from ddcore.errors import DdcoreError, SpecError, Stopped
 from ddcore.events import Event, Reporter
-from ddcore.plan import DatasetFacts, Plan, Step, plan_distill, plan_evaluate
+from ddcore.plan import DatasetFacts, Plan, Step, plan_distill, plan_evaluate, plan_observe
 from ddcore.run import choose_device, keep_freed_memory, run_plan, set_deterministic
-from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec
 from ddcore.task import Resources
 
 
@@ -32,9 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 when the run is whole, 1 when it failed, 2 when the spec was refused."""
     parser = argparse.ArgumentParser(prog="python -m ddcore", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run a distillation, or an evaluation of one, from a JSON spec")
+    run = commands.add_parser("run", help="run a distillation, an evaluation of one, or an observation, from a JSON spec")
     run.add_argument(
-        "spec", type=Path, help="a JSON file: a distill spec, or an evaluate spec, whose `synthetic_set` names a finished folder"
+        "spec",
+        type=Path,
+        help="a JSON file: a distill spec; an evaluate spec, whose `synthetic_set` names a finished folder; or an observe spec under"
+        " the key `observe`",
     )
     run.add_argument("out", type=Path, help="folder for results; finished steps found in it are not run again")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
@@ -137,6 +140,8 @@ def _publish(out: Path, plan: Plan, folders: dict[str, Path], body: dict[str, An
     """Give the result steps plain names in `out`, and keep the spec beside them."""
     if "report" in folders:
         named = {"report": folders["report"]}
+    elif "observe" in folders:
+        named = {"observe": folders["observe"]}
     else:
         named = {name: folders[name] for name in ("distill", "export", "figures")}
         whole = DistillSpec.model_validate(body)  # with every default, so that a later evaluation means the same run
@@ -197,6 +202,9 @@ def _plan(body: Any, catalogue: Catalogue) -> tuple[Plan, list[Path]]:
     """The plan of a spec, and the folders of earlier runs in which some of its steps are finished."""
     if not isinstance(body, dict):
         raise DdcoreError("invalid_spec", f"a spec is a JSON object, not {type(body).__name__}")
+    if set(body) == {"observe"}:
+        observe = ObserveSpec.model_validate(body["observe"])
+        return plan_observe(observe, catalogue.facts(observe.dataset)), []
     if "synthetic_set" not in body:
         distill = catalogue.checkpoint(DistillSpec.model_validate(body))
         return plan_distill(distill, catalogue.facts(distill.dataset)), []

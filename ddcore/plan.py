@@ -14,7 +14,7 @@ from typing import Any
 from ddcore.errors import Problem, SpecError
 from ddcore.networks.names import check_backbone
 from ddcore.networks.student_sizes import check_halvings, check_student
-from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MethodSpec, MKDTSpec, Spec
+from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MethodSpec, MKDTSpec, ObserveSpec, Spec
 
 # Raise a number when a change makes that kind of step compute something else: old results are then no longer reused.
 STEP_VERSION: dict[str, int] = {
@@ -28,8 +28,10 @@ STEP_VERSION: dict[str, int] = {
     "tune": 2,
     "evaluate": 2,
     "report": 1,
+    "observe": 1,
 }
 
+LEAST_SNAPSHOTS = 3  # to be observed: two steps are the least that can differ in direction
 SUBSET_HORIZON = 80  # pre-training steps for a set that was selected, not matched: MKDT's own 40 steps, over two windows
 
 
@@ -121,9 +123,16 @@ def horizon(spec: DistillSpec) -> int:
 
 def _teacher_and_targets(plan: Plan, spec: DistillSpec, facts: DatasetFacts) -> tuple[str, str]:
     dataset = add_dataset(plan, facts)
-    plan.add("teacher", "teacher", {"teacher": _dump(spec.teacher), "seed": spec.seed}, {"dataset": [dataset]})
-    plan.add("targets", "targets", {}, {"dataset": [dataset], "teacher": ["teacher"]})
-    return dataset, "targets"
+    _teacher(plan, spec, dataset)
+    return dataset, _targets(plan, dataset)
+
+
+def _teacher(plan: Plan, spec: DistillSpec, dataset: str) -> str:
+    return plan.add("teacher", "teacher", {"teacher": _dump(spec.teacher), "seed": spec.seed}, {"dataset": [dataset]})
+
+
+def _targets(plan: Plan, dataset: str) -> str:
+    return plan.add("targets", "targets", {}, {"dataset": [dataset], "teacher": ["teacher"]})
 
 
 def _experts(plan: Plan, spec: DistillSpec, dataset: str, targets: str) -> list[str]:
@@ -231,6 +240,50 @@ def plan_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts,
             cells.append(plan.add(f"evaluate-{n}-{seed}", "evaluate", params, inputs))
     plan.add("report", "report", {"tasks": names}, {"cells": cells, "rates": rates, "teacher": ["teacher"], "set": [made]}, queue="cpu")
     return plan
+
+
+def as_distillation(spec: ObserveSpec) -> DistillSpec:
+    """The distillation whose teacher and experts an observation watches: it shares its steps with one of equal settings."""
+    return DistillSpec(
+        dataset=spec.dataset,
+        num_images=1,
+        teacher=spec.teacher,
+        student=spec.student,
+        experts=ExpertsSpec(num=max(1, spec.experts)),
+        method=MKDTSpec(expert_epochs=spec.epochs, max_start_epoch=0),
+        seed=spec.seed,
+    )
+
+
+def plan_observe(spec: ObserveSpec, facts: DatasetFacts) -> Plan:
+    """Steps of an observation; the last is `observe`. Raises `SpecError`.
+
+    The first run is the teacher that any distillation of these settings trains; params of the others say which they are.
+    """
+    if problems := check_observe(spec, facts):
+        raise SpecError(problems)
+    plan, distill = Plan(), as_distillation(spec)
+    dataset = add_dataset(plan, facts)
+    teachers = [_teacher(plan, distill, dataset)]
+    for run in range(1, spec.runs):
+        params = {"teacher": _dump(spec.teacher), "seed": spec.seed, "run": run}
+        teachers.append(plan.add(f"teacher-{run}", "teacher", params, {"dataset": [dataset]}))
+    experts: list[str] = []
+    if spec.experts:
+        experts = _experts(plan, distill, dataset, _targets(plan, dataset))
+    seen = {"dataset": [dataset], "teacher": teachers, "experts": experts}
+    params = {"seed": spec.seed} | ({"student": _dump(spec.student)} if spec.experts else {})
+    plan.add("observe", "observe", params, seen, queue="cpu")
+    return plan
+
+
+def check_observe(spec: ObserveSpec, facts: DatasetFacts) -> list[Problem]:
+    """What in an observation makes no sense for its dataset; empty if nothing."""
+    problems = [one for one in check_distill(as_distillation(spec), facts) if spec.experts or one.loc[0] != "student"]
+    if not isinstance(spec.teacher, GivenTeacherSpec) and spec.teacher.snapshots < LEAST_SNAPSHOTS:
+        said = "too few snapshots of a run to tell how it turned"
+        problems.append(Problem(("teacher", "snapshots"), said, spec.teacher.snapshots, f"{LEAST_SNAPSHOTS} or more"))
+    return problems
 
 
 def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:

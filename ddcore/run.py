@@ -24,6 +24,7 @@ from ddcore.export import export_set
 from ddcore.matching.precision import set_precision
 from ddcore.methods import run_method
 from ddcore.observatory.figures import draw_figures
+from ddcore.observatory.observe import observe
 from ddcore.plan import Plan, Step
 from ddcore.ssl.targets import compute_targets
 from ddcore.ssl.train import train_teacher
@@ -43,6 +44,7 @@ STEPS: dict[str, Callable[[Task], dict[str, Any]]] = {
     "tune": tune_rates,
     "evaluate": evaluate_cell,
     "report": make_report,
+    "observe": observe,
 }
 
 

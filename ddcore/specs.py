@@ -346,6 +346,28 @@ class EvaluateSpec(Spec):
     seed: Seed = 0
 
 
+class ObserveSpec(Spec):
+    """Train a teacher, and experts beside it if asked for, only to see how they move: figures and tables of their recorded paths."""
+
+    dataset: str = Field("digits-train", min_length=1, max_length=500, description="id or name of a dataset")
+    teacher: TeacherSpec = Field(DinoSpec(), description="one that is trained: `dino`, `barlow_twins` or `simclr`")
+    runs: int = Field(
+        1, ge=1, le=50, description="runs from one initialisation, each with batches and views of its own: their scatter is noise"
+    )
+    experts: int = Field(0, ge=0, le=1000, description="students trained to regress the teacher's targets, and observed beside it")
+    epochs: int = Field(5, ge=2, le=1000, description="of an expert, one snapshot each; read only with experts")
+    student: StudentSpec = Field(StudentSpec(), description="the network of an expert; read only with experts")
+    seed: Seed = 0
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _is_trained(cls, teacher: Any) -> Any:
+        given = teacher.get("ssl") == "given" if isinstance(teacher, dict) else isinstance(teacher, GivenTeacherSpec)
+        if given:
+            raise ValueError("a given teacher has no recorded run: train one with ssl dino, barlow_twins or simclr")
+        return teacher
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the fields of `over`, nested; a nested table that names another kind (`ssl`, `name`) replaces the whole."""
     out = dict(base)

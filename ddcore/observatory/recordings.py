@@ -13,6 +13,7 @@ from torch import Tensor
 from ddcore.errors import DdcoreError
 from ddcore.experts.store import Trajectories
 from ddcore.observatory.pca import centred_gram
+from ddcore.ssl.trajectory import NAME
 
 MOST_EXPERTS = 50  # drawn; more would hide one another, and the Gram matrix grows with their square
 
@@ -55,7 +56,7 @@ def read_experts(shards: Sequence[Path]) -> ExpertPaths | None:
     if not shards:
         return None
     paths = Trajectories(shards)
-    chosen = torch.linspace(0, paths.num_experts - 1, min(MOST_EXPERTS, paths.num_experts)).round().long().tolist()
+    chosen = drawn_experts(paths)
 
     def read(first: int, last: int) -> Tensor:
         return torch.cat([paths.columns(expert, first, last) for expert in chosen])
@@ -64,20 +65,35 @@ def read_experts(shards: Sequence[Path]) -> ExpertPaths | None:
     return ExpertPaths(gram, len(chosen), paths.num_snapshots, paths.num_experts)
 
 
+def drawn_experts(paths: Trajectories) -> list[int]:
+    """Those that are looked at: all, or `MOST_EXPERTS` of them, evenly spaced."""
+    return torch.linspace(0, paths.num_experts - 1, min(MOST_EXPERTS, paths.num_experts)).round().long().tolist()
+
+
 def read_teacher(folder: Path) -> TeacherPaths | None:
     """The teacher's run; None for a teacher that was given and not trained."""
-    path = folder / "trajectory.safetensors"
-    if not path.exists():
+    if not (folder / NAME).exists():
         return None
-    file = _open(path)
-    names = tuple(name for name in ("student", "teacher") if name in file.keys())  # noqa: SIM118 - not a dict
-    arrays = [file.get_slice(name) for name in names]
-    count, parameters = arrays[0].get_shape()
+    arrays, step = teacher_arrays(folder)
 
     def read(first: int, last: int) -> Tensor:
-        return torch.cat([array[:, first:last] for array in arrays])
+        return torch.cat([array[:, first:last] for array in arrays.values()])
 
-    return TeacherPaths(centred_gram(read, len(arrays) * count, parameters), names, file.get_tensor("step"))
+    columns = next(iter(arrays.values())).get_shape()[1]
+    return TeacherPaths(centred_gram(read, len(arrays) * len(step), columns), tuple(arrays), step)
+
+
+def teacher_arrays(folder: Path) -> tuple[dict[str, Any], Tensor]:
+    """The run's snapshots by network (`student`; for DINO also `teacher`), arrays [s, P] that stay on disk; and step int64 [s].
+
+    Raises `DdcoreError` missing_input if the run recorded none.
+    """
+    if not (folder / NAME).exists():
+        hint = "observe a teacher that is trained here, with ssl dino, barlow_twins or simclr: its step records snapshots"
+        raise DdcoreError("missing_input", "the teacher has no recorded run", hint)
+    file = _open(folder / NAME)
+    names = [name for name in ("student", "teacher") if name in file.keys()]  # noqa: SIM118 - not a dict
+    return {name: file.get_slice(name) for name in names}, file.get_tensor("step")
 
 
 def read_history(folder: Path) -> dict[str, Any]:

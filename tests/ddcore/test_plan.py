@@ -15,6 +15,7 @@ from ddcore.plan import (
     DatasetFacts,
     check_distill,
     check_evaluate,
+    check_observe,
     digest,
     expert_epochs,
     horizon,
@@ -22,8 +23,9 @@ from ddcore.plan import (
     plan_dataset,
     plan_distill,
     plan_evaluate,
+    plan_observe,
 )
-from ddcore.specs import DistillSpec, EvaluateSpec, StudentSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec, StudentSpec
 
 DIGITS = facts("digits-train")
 TEST = facts("digits-test")
@@ -235,3 +237,37 @@ def test_the_fraction_that_a_refusal_allows_is_allowed(rarest):
 def test_parameters_are_counted_by_hand():
     # 8x8 grey: 4 * (9 + 1 + 2) + 4 * (36 + 1 + 2) + (4 * 2 * 2 + 1) * 6
     assert num_parameters(StudentSpec(depth=2, width=4), (1, 8, 8), 6) == 48 + 156 + 102
+
+
+def observation(**fields):
+    return ObserveSpec(teacher=spec_of().teacher, student={"depth": 2, "width": 8}, **fields)
+
+
+def test_an_observation_trains_what_a_distillation_of_these_settings_trains_and_its_repetitions():
+    plan = plan_observe(observation(runs=3, experts=12, epochs=4, seed=5), DIGITS)
+    assert [step.name for step in plan] == [
+        *["dataset-449a2107", "teacher", "teacher-1", "teacher-2", "targets", "experts-0", "experts-1", "observe"]
+    ]
+    assert plan.steps["teacher"].key == keys_of(seed=5)["teacher"]
+    assert [plan.steps[f"teacher-{run}"].params.get("run") for run in (1, 2)] == [1, 2]
+    assert "run" not in plan.steps["teacher"].params
+    assert plan.steps["experts-1"].params["epochs"] == 4
+    assert plan.steps["observe"].inputs == {
+        "dataset": ("dataset-449a2107",),
+        "teacher": ("teacher", "teacher-1", "teacher-2"),
+        "experts": ("experts-0", "experts-1"),
+    }
+    alone = plan_observe(observation(), DIGITS)
+    assert [step.kind for step in alone] == ["dataset", "teacher", "observe"]
+    assert alone.steps["observe"].key != plan.steps["observe"].key
+    assert plan_observe(ObserveSpec(), DatasetFacts("flat", {"archive": "ab"}, 100, (3, 4, 4), None)).steps["observe"]  # no student is read
+
+
+def test_observations_that_make_no_sense_are_refused_before_any_work():
+    few = observation().model_copy(update={"teacher": spec_of(teacher={"snapshots": 2}).teacher})
+    (problem,) = check_observe(few, DIGITS)
+    assert (problem.loc, problem.given, problem.allowed) == (("teacher", "snapshots"), 2, "3 or more")
+    with pytest.raises(SpecError, match=r"student\.depth"):
+        plan_observe(observation(experts=1).model_copy(update={"student": StudentSpec(depth=4)}), DIGITS)
+    (problem,) = check_observe(observation(), TINY)
+    assert problem.loc == ("dataset",)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ddcore.data.builtins import BUILTINS, facts
 from ddcore.plan import DatasetFacts, plan_distill
 from ddcore.presets import PRESETS
-from ddcore.specs import DistillSpec, EvaluateSpec, StudentSpec, merge
+from ddcore.specs import DinoSpec, DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec, StudentSpec, merge
 
 UPLOAD = DatasetFacts("upload", {"archive": "0" * 64}, 50_000, (3, 32, 32), (5000,) * 10)
 
@@ -117,3 +117,27 @@ def test_an_evaluation_that_makes_no_sense_is_refused(field, value):
 def test_specs_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
         DistillSpec().seed = 3
+
+
+@pytest.mark.parametrize(
+    ("body", "where", "words"),
+    [
+        ({"teacher": {"ssl": "given", "source": "timm"}}, ("teacher",), "train one with ssl dino, barlow_twins or simclr"),
+        ({"teacher": {"ssl": "given"}}, ("teacher",), "a given teacher has no recorded run"),
+        ({"runs": 0}, ("runs",), "greater than or equal to 1"),
+        ({"epochs": 1}, ("epochs",), "greater than or equal to 2"),
+        ({"num_images": 3}, ("num_images",), "not permitted"),
+    ],
+)
+def test_an_observation_that_makes_no_sense_is_refused(body, where, words):
+    with pytest.raises(ValidationError) as caught:
+        ObserveSpec.model_validate(body)
+    (error,) = caught.value.errors()
+    assert (error["loc"], words in error["msg"]) == (where, True), error
+
+
+def test_no_observation_of_a_given_teacher_can_be_made_in_python_either():
+    given_teacher = GivenTeacherSpec(source="timm")
+    with pytest.raises(ValidationError, match="no recorded run"):
+        ObserveSpec(teacher=given_teacher)
+    assert ObserveSpec(teacher=DinoSpec(epochs=3)).teacher.epochs == 3

@@ -1,0 +1,130 @@
+"""The observe step: all that the recorded paths of a teacher, its repeated runs and its experts show, as one table and as figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddcore.data.images import load_dataset
+from ddcore.errors import DdcoreError
+from ddcore.experts.store import Trajectories
+from ddcore.networks.backbones import build_backbone
+from ddcore.networks.flat import build_student
+from ddcore.observatory.curves import draw_distances, draw_losses
+from ddcore.observatory.motion import joined, motion
+from ddcore.observatory.noise import noise_to_signal
+from ddcore.observatory.null import against_null
+from ddcore.observatory.pca import Read, centred_gram
+from ddcore.observatory.recordings import ExpertPaths, TeacherPaths, drawn_experts, read_history, teacher_arrays
+from ddcore.observatory.snapshots import per_snapshot
+from ddcore.observatory.tidy import Row, feature_rows, history_rows, motion_rows, noise_rows
+from ddcore.observatory.trajectories import draw_experts, draw_teacher
+from ddcore.specs import BackboneSpec, StudentSpec
+from ddcore.task import Task, generator
+
+TABLE = "observations.json"
+SAMPLE = 2000  # images whose features are compared between snapshots
+
+
+def observe(task: Task) -> dict[str, Any]:
+    """Write observations.json ({"facts", "rows": see `ddcore.observatory.tidy`}) and the figures; returns the headline numbers.
+
+    params: {"seed": int}, with experts also {"student": a `StudentSpec`}; inputs: dataset, teacher (the folders of all runs, the one to
+    be looked at closely first), experts (shards, or none). Raises `DdcoreError` missing_input for a run that recorded no snapshots, and
+    for runs of different networks.
+    """
+    runs = task.inputs["teacher"]
+    facts = json.loads((runs[0] / "teacher.json").read_text())
+    rows: list[Row] = []
+    summary: dict[str, Any] = {"ssl": facts["ssl"], "runs": len(runs), "knn_accuracy": facts["knn_accuracy"]}
+    try:
+        summary |= _teacher(task, runs[0], facts, rows)
+        if len(runs) > 1:
+            summary |= _noise(task, runs, rows)
+        if shards := task.inputs["experts"]:
+            summary |= _experts(task, shards, facts, rows)
+    except ValueError as error:  # paths that share no space
+        raise DdcoreError("missing_input", str(error), "observe runs of one network, all recorded with the same settings") from error
+    summary["figures"] = sorted(path.stem for path in task.out.glob("*.png"))
+    (task.out / TABLE).write_text(json.dumps({"facts": summary, "rows": rows}, allow_nan=False))
+    return summary
+
+
+def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+    """The first run: its plane and that plane's null, its motion, its features, its curves."""
+    arrays, step = teacher_arrays(folder)
+    read, places, columns = joined(arrays, {name: array.get_shape() for name, array in arrays.items()})
+    data, spec = load_dataset(task.input("dataset")), BackboneSpec(**facts["backbone"])
+    layers = layers_of(build_backbone(spec, data.shape[0], (data.shape[1], data.shape[2])))
+    moved = motion(_told(task, read, columns, "motion"), places, step, layers, columns).to_json()
+    paths = TeacherPaths(centred_gram(read, len(arrays) * len(step), columns), tuple(arrays), step)
+    null = against_null(paths.gram, [paths.rows(name) for name in paths.names], generator(task.params["seed"], "observe", "null"))
+    features = per_snapshot(folder, data.to(task.device), spec, SAMPLE, task.reporter)
+    history = read_history(folder)
+    draw_teacher(paths, facts["ssl"], task.out)
+    draw_distances(paths, None, task.out)
+    draw_losses(history, [], {}, task.out)
+    rows += [*motion_rows(moved), *feature_rows(features), *history_rows("teacher", history)]
+    summary = {
+        "snapshots": len(step),
+        "parameters": columns,
+        "distance": moved["paths"]["student"]["distance_from_start"][-1],
+        "explained_by_plane": sum(null["explained"]),
+        "explained_if_shuffled": sum(map(sum, null["shuffled"])) / len(null["shuffled"]),
+        "rank": features[-1]["rank"],
+    }
+    if moved["pair"]:
+        summary["gap"] = moved["pair"]["gap"][-1]
+    if residuals := history.get("ema_residual"):
+        summary["ema_residual"] = max(value for _, value in residuals)
+    return summary
+
+
+def _noise(task: Task, runs: list[Path], rows: list[Row]) -> dict[str, Any]:
+    """Of each network (DINO has two): how much of its displacement all runs share, and how much is each run's own."""
+    found, recorded = {}, [teacher_arrays(folder) for folder in runs]
+    for name in recorded[0][0]:
+        arrays = {f"run {number}": arrays[name] for number, (arrays, _) in enumerate(recorded)}
+        read, places, columns = joined(arrays, {run: array.get_shape() for run, array in arrays.items()})
+        gram = centred_gram(_told(task, read, columns, f"{name}s of all runs"), sum(map(len, places.values())), columns)
+        found[name] = noise_to_signal(gram, list(places.values()), recorded[0][1])
+        rows += noise_rows(name, found[name])
+    return {f"noise_to_signal_{name}": one["ratio"][-1] for name, one in found.items()}
+
+
+def _experts(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+    """The experts, each from a start of its own: their planes and their motion."""
+    store = Trajectories(shards)
+    chosen = drawn_experts(store)
+    shape = load_dataset(task.input("dataset")).shape
+    network = build_student(StudentSpec(**task.params["student"]), shape, facts["feature_dim"])
+    count, columns = store.num_snapshots, store.num_parameters
+
+    def read(first: int, last: int) -> Tensor:
+        return torch.cat([store.columns(expert, first, last) for expert in chosen])
+
+    places = {f"expert {expert}": torch.arange(n * count, (n + 1) * count) for n, expert in enumerate(chosen)}
+    layers = list(zip(network.layer_names, network.layer_sizes, strict=True))
+    moved = motion(_told(task, read, columns, "experts"), places, torch.arange(count), layers, columns).to_json()
+    rows += motion_rows(moved)
+    draw_experts(ExpertPaths(centred_gram(read, len(chosen) * count, columns), len(chosen), count, store.num_experts), task.out)
+    distances = [path["distance_from_start"][-1] for path in moved["paths"].values()]
+    return {"experts": store.num_experts, "experts_distance": sum(distances) / len(distances)}
+
+
+def layers_of(module: nn.Module) -> list[tuple[str, int]]:
+    """(name, parameters) of each module with parameters of its own, in the order in which flat snapshots hold them."""
+    own = [(name, sum(p.numel() for p in part.parameters(recurse=False))) for name, part in module.named_modules()]
+    return [(name or type(module).__name__, size) for name, size in own if size]
+
+
+def _told(task: Task, read: Read, columns: int, what: str) -> Read:
+    """The same reader, which says how far it is and can be stopped."""
+
+    def told(first: int, last: int) -> Tensor:
+        task.reporter.progress(first, columns, "parameters", what)
+        return read(first, last)
+
+    return told
