@@ -17,13 +17,26 @@ from starlette.staticfiles import StaticFiles
 from api import problems
 from api.middleware import Envelope
 from api.query import only_known_parameters
-from api.routes import artifacts, catalogue, datasets, job_events, jobs, pages, plots, reports, status, submissions, synthetic_sets
+from api.routes import (
+    artifacts,
+    catalogue,
+    datasets,
+    job_events,
+    jobs,
+    observations,
+    pages,
+    plots,
+    reports,
+    status,
+    submissions,
+    synthetic_sets,
+)
 from api.service import running
 from ddcore.errors import DdcoreError
 from jobs.errors import JobsError
 from jobs.settings import Settings, get_settings
 
-ROUTES = (submissions, jobs, job_events, plots, artifacts, synthetic_sets, reports, datasets, catalogue, status, pages)
+ROUTES = (submissions, jobs, job_events, plots, artifacts, synthetic_sets, reports, observations, datasets, catalogue, status, pages)
 
 DESCRIPTION = """\
 Distil a dataset into a few images on which an encoder can be pre-trained, and see what that costs in accuracy.

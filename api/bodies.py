@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from ddcore.specs import DistillSpec, EvaluateSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/=:-]*$")]
 Labels = Annotated[tuple[Label, ...], Field(max_length=32, description="words to find the job by: `GET /jobs?label=`")]
@@ -56,5 +56,15 @@ class EvaluateBody(EvaluateSpec):
     _text = model_validator(mode="before")(_storable)
 
 
+class ObserveBody(ObserveSpec):
+    """A look at how networks move while they learn: which are trained, on what, and how often."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"dataset": "digits-train", "teacher": {"ssl": "dino"}}]})
+    labels: Labels = ()
+    priority: Priority = 0
+
+    _text = model_validator(mode="before")(_storable)
+
+
 # The model of each address that takes JSON; errors are explained with its fields.
-BODIES: dict[str, type[BaseModel]] = {"/distill": DistillBody, "/evaluate": EvaluateBody}
+BODIES: dict[str, type[BaseModel]] = {"/distill": DistillBody, "/evaluate": EvaluateBody, "/observe": ObserveBody}

@@ -1,4 +1,4 @@
-"""Where to go from here: the addresses that belong to a job, a set, a report or a file."""
+"""Where to go from here: the addresses that belong to a job, what it made, or a file."""
 
 from fastapi import Request
 
@@ -25,4 +25,6 @@ def job_links(request: Request, job: JobView) -> Links:
         links["synthetic_set"] = address(request, f"/synthetic-sets/{made}")
     if made := job.results.get("report"):
         links["report"] = address(request, f"/reports/{made}")
+    if made := job.results.get("observation"):
+        links["observation"] = address(request, f"/observations/{made}")
     return links

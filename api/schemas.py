@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.examples import JOB
-from jobs.bodies import ArtifactView, DatasetView, EventView, JobView, ReportView, Series, SyntheticSetView
+from jobs.bodies import ArtifactView, DatasetView, EventView, JobView, ObservationView, ReportView, Series, SyntheticSetView
 
 
 class JobBody(JobView):
@@ -84,4 +84,10 @@ class ReportBody(ReportView):
     """Downstream numbers of a synthetic set beside its baselines."""
 
     report: dict[str, Any] = Field(description="means, deviations, intervals and paired differences, as in report.json")
+    links: dict[str, str]
+
+
+class ObservationBody(ObservationView):
+    """What was seen of how networks moved: headline numbers here, the whole table and the figures behind links."""
+
     links: dict[str, str]

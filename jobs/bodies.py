@@ -76,7 +76,9 @@ class JobView(Body):
     progress: Progress
     queue: Queue | None = Field(description="while nothing of the job runs; not in lists")
     steps: list[StepView]
-    results: dict[str, Any] = Field(description="`synthetic_set` or `report`: an id; `summaries`: facts of each finished step by its name")
+    results: dict[str, Any] = Field(
+        description="`synthetic_set`, `report` or `observation`: an id; `summaries`: facts of each finished step by its name"
+    )
     error: Error | None
 
 
@@ -149,6 +151,16 @@ class SyntheticSetView(Body):
     learned_lrs: list[float] | None = Field(None, description="the rate of each layer of the student, if they differ; in order")
     dataset_id: str
     created_at: datetime
+
+
+class ObservationView(Body):
+    """What was seen of a recorded run: its headline numbers."""
+
+    id: str
+    job_id: str
+    dataset_id: str
+    created_at: datetime
+    summary: dict[str, Any]
 
 
 class ReportView(Body):

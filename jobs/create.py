@@ -7,15 +7,15 @@ from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ddcore.plan import digest
-from ddcore.specs import DistillSpec, EvaluateSpec
+from ddcore.plan import as_distillation, digest
+from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec
 from jobs import catalogue
 from jobs.bodies import Body
 from jobs.database import lock_graph, now
 from jobs.errors import IdempotencyConflict, NotFound, WrongState
 from jobs.estimate import step_bytes
 from jobs.models import Dataset, Idempotency, Job, JobLabel, Result
-from jobs.resolve import Resolved, resolve, spec_of
+from jobs.resolve import JobSpec, Resolved, resolve, spec_of
 from jobs.store import Store
 from jobs.submit import Fates, decide, submit
 
@@ -51,10 +51,15 @@ def create_evaluate(session: Session, store: Store, spec: EvaluateSpec, **option
     return create(session, store, spec, **options)
 
 
+def create_observe(session: Session, store: Store, spec: ObserveSpec, **options: Any) -> Job:
+    """Post an observation; see `create` for options and errors."""
+    return create(session, store, spec, **options)
+
+
 def create(
     session: Session,
     store: Store,
-    spec: DistillSpec | EvaluateSpec,
+    spec: JobSpec,
     *,
     labels: Sequence[str] = (),
     priority: int = 0,
@@ -96,7 +101,7 @@ def retry(session: Session, store: Store, job_id: str, *, idempotency_key: str |
     return _remember(session, idempotency_key, body, _submit(session, store, resolved, options, spec=job.spec))
 
 
-def dry_run(session: Session, store: Store, spec: DistillSpec | EvaluateSpec) -> DryRun:
+def dry_run(session: Session, store: Store, spec: JobSpec) -> DryRun:
     """What posting `spec` would do now. Writes nothing. Raises `SpecError`."""
     resolved = resolve(session, store, spec)
     fates = decide(session, store, resolved.plan, resolved.wanted)
@@ -154,6 +159,8 @@ def _planned(session: Session, resolved: Resolved, fates: Fates) -> list[Planned
 def _distillation(session: Session, resolved: Resolved) -> DistillSpec:
     if isinstance(resolved.spec, DistillSpec):
         return resolved.spec
+    if isinstance(resolved.spec, ObserveSpec):
+        return as_distillation(resolved.spec)
     origin = session.get_one(Job, session.get_one(Result, resolved.spec.synthetic_set).job_id)
     return DistillSpec.model_validate({**origin.spec, "preset": None})
 

@@ -10,6 +10,7 @@ from ddcore.specs import BackboneSpec, DistillSpec, GivenTeacherSpec
 
 FLOAT = 4  # bytes
 SMALL = 200_000  # bytes of tables, JSON and pictures
+OBSERVATION = 4_000_000  # bytes of its dozen figures, each as PNG, SVG and JSON, and its table
 UNKNOWN_PARAMETERS = 30_000_000  # of a timm backbone, which only timm can count
 UNKNOWN_FEATURES = 1024
 
@@ -26,6 +27,8 @@ def step_bytes(kind: str, params: Mapping[str, Any], spec: DistillSpec, num_imag
             1 if isinstance(spec.teacher, GivenTeacherSpec) else 1 + spec.teacher.snapshots * (2 if spec.teacher.ssl == "dino" else 1)
         )
         return snapshots * backbone_parameters(spec.teacher.backbone, image_shape) * FLOAT + SMALL
+    if kind == "observe":
+        return OBSERVATION
     if kind == "targets":
         return num_images * dim * FLOAT + SMALL
     if kind == "experts":

@@ -95,7 +95,7 @@ class Job(Base):
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str]  # distill | evaluate
+    kind: Mapped[str]  # distill | evaluate | observe
     state: Mapped[str]  # JOB_STATES
     spec: Mapped[Json]
     resolved: Mapped[Json]
@@ -268,12 +268,12 @@ class Idempotency(Base):
 
 
 class Result(Base):
-    """What a job was for: a synthetic set (`syn_…`) or a report (`rep_…`), with the facts that a list shows."""
+    """What a job was for: a synthetic set (`syn_…`), a report (`rep_…`) or an observation (`obs_…`), with the facts that a list shows."""
 
     __tablename__ = "results"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str]  # synthetic_set | report
+    kind: Mapped[str]  # synthetic_set | report | observation
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
     step_id: Mapped[str] = mapped_column(ForeignKey("steps.id"))
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))

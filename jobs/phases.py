@@ -15,6 +15,7 @@ DOING = {
     "tune": "choosing the baselines' learning rates",
     "evaluate": "evaluating",
     "report": "writing the report",
+    "observe": "observing how the networks moved",
 }
 
 

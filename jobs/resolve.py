@@ -7,14 +7,15 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from ddcore.errors import Problem, SpecError
-from ddcore.plan import DatasetFacts, Plan, plan_distill, plan_evaluate
-from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec
+from ddcore.plan import DatasetFacts, Plan, plan_distill, plan_evaluate, plan_observe
+from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec
 from jobs import catalogue, checkpoints
 from jobs.errors import UnknownDataset
 from jobs.models import Dataset, Job, Result
 from jobs.store import Store
 
 Loc = tuple[str | int, ...]
+JobSpec = DistillSpec | EvaluateSpec | ObserveSpec
 
 
 @dataclass(frozen=True)
@@ -22,24 +23,26 @@ class Resolved:
     """A spec ready to be submitted. meaning: what its names meant, kept in the job's row so that a retry means the same."""
 
     kind: str
-    spec: DistillSpec | EvaluateSpec
+    spec: JobSpec
     plan: Plan
     meaning: dict[str, Any]
     wanted: tuple[str, ...] = ()
 
 
-def resolve(session: Session, store: Store, spec: DistillSpec | EvaluateSpec, pinned: Mapping[str, str] | None = None) -> Resolved:
+def resolve(session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, str] | None = None) -> Resolved:
     """Look everything up and plan. pinned: dataset references that are known to mean these ids. Raises `SpecError` with every problem."""
     if isinstance(spec, DistillSpec):
         return _resolve_distill(session, store, spec, pinned or {})
+    if isinstance(spec, ObserveSpec):
+        return _resolve_observe(session, spec, pinned or {})
     return _resolve_evaluate(session, store, spec, pinned or {})
 
 
-def spec_of(job: Job) -> DistillSpec | EvaluateSpec:
+def spec_of(job: Job) -> JobSpec:
     """The spec of a job as it was posted, independent of what its preset has become since."""
     if job.kind == "distill":
         return DistillSpec.model_validate({**job.spec, "preset": None})
-    return EvaluateSpec.model_validate(job.spec)
+    return ObserveSpec.model_validate(job.spec) if job.kind == "observe" else EvaluateSpec.model_validate(job.spec)
 
 
 def _resolve_distill(session: Session, store: Store, spec: DistillSpec, pinned: Mapping[str, str]) -> Resolved:
@@ -53,6 +56,16 @@ def _resolve_distill(session: Session, store: Store, spec: DistillSpec, pinned: 
     checkpoint = keyed.teacher.checkpoint if isinstance(keyed.teacher, GivenTeacherSpec) else None
     meaning = {"dataset_id": dataset.id, "datasets": {spec.dataset: dataset.id}, "checkpoint": checkpoint}
     return Resolved("distill", spec, plan, meaning, wanted=("distill",))
+
+
+def _resolve_observe(session: Session, spec: ObserveSpec, pinned: Mapping[str, str]) -> Resolved:
+    problems: list[Problem] = []
+    dataset = _dataset(session, spec.dataset, ("dataset",), pinned, problems)
+    if dataset is None:
+        raise SpecError(problems)
+    plan = plan_observe(spec, catalogue.facts(dataset))
+    meaning = {"dataset_id": dataset.id, "datasets": {spec.dataset: dataset.id}, "checkpoint": None}
+    return Resolved("observe", spec, plan, meaning)
 
 
 def _with_checkpoint(session: Session, store: Store, spec: DistillSpec, facts: DatasetFacts) -> DistillSpec:

@@ -1,4 +1,4 @@
-"""What a finished job was for: a synthetic set or a report."""
+"""What a finished job was for: a synthetic set, a report or an observation."""
 
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,11 @@ from jobs.ids import new_id
 from jobs.models import Dataset, Job, JobStep, Result, Step
 
 # kind of job -> (kind of result, prefix of its id, name of the step whose files it is)
-RESULTS = {"distill": ("synthetic_set", "syn", "distill"), "evaluate": ("report", "rep", "report")}
+RESULTS = {
+    "distill": ("synthetic_set", "syn", "distill"),
+    "evaluate": ("report", "rep", "report"),
+    "observe": ("observation", "obs", "observe"),
+}
 
 
 def add_result(session: Session, job_id: str, at: datetime) -> None:
@@ -20,8 +24,16 @@ def add_result(session: Session, job_id: str, at: datetime) -> None:
     found = select(Step).join(JobStep, JobStep.step_id == Step.id).where(JobStep.job_id == job_id, JobStep.name == name)
     step = session.scalars(found).one()
     dataset = session.get_one(Dataset, job.resolved["dataset_id"])
-    info = _about_set(job, dataset, step.summary or {}) if kind == "synthetic_set" else _about_report(job, step.summary or {})
+    info = _about(kind, job, dataset, step.summary or {})
     session.add(Result(id=new_id(prefix), kind=kind, job_id=job_id, step_id=step.id, dataset_id=dataset.id, info=info, created_at=at))
+
+
+def _about(kind: str, job: Job, dataset: Dataset, summary: dict[str, Any]) -> dict[str, Any]:
+    if kind == "synthetic_set":
+        return _about_set(job, dataset, summary)
+    if kind == "report":
+        return {"synthetic_set_id": job.resolved["synthetic_set_id"], "summary": summary}
+    return {"summary": summary}
 
 
 def _about_set(job: Job, dataset: Dataset, summary: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +45,3 @@ def _about_set(job: Job, dataset: Dataset, summary: dict[str, Any]) -> dict[str,
         "learned_lr": summary.get("learned_lr"),
         "learned_lrs": summary.get("learned_lrs"),
     }
-
-
-def _about_report(job: Job, summary: dict[str, Any]) -> dict[str, Any]:
-    return {"synthetic_set_id": job.resolved["synthetic_set_id"], "summary": summary}

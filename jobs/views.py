@@ -12,6 +12,7 @@ from jobs.bodies import (
     Error,
     EventView,
     JobView,
+    ObservationView,
     Page,
     Progress,
     Queue,
@@ -31,6 +32,7 @@ __all__ = [
     "Error",
     "EventView",
     "JobView",
+    "ObservationView",
     "Page",
     "Progress",
     "Queue",
@@ -48,6 +50,7 @@ __all__ = [
     "job",
     "job_file",
     "jobs",
+    "observation",
     "report",
     "synthetic_set",
     "synthetic_sets",
@@ -153,6 +156,12 @@ def report(session: Session, report_id: str) -> ReportView:
     """One report. Raises `NotFound`."""
     row = _result(session, report_id, "report")
     return ReportView(id=row.id, job_id=row.job_id, created_at=row.created_at, **row.info)
+
+
+def observation(session: Session, observation_id: str) -> ObservationView:
+    """One observation. Raises `NotFound`."""
+    row = _result(session, observation_id, "observation")
+    return ObservationView(id=row.id, job_id=row.job_id, dataset_id=row.dataset_id, created_at=row.created_at, **row.info)
 
 
 def _result(session: Session, result_id: str, kind: str) -> Result:

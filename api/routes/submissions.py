@@ -1,4 +1,4 @@
-"""Posting work: a distillation or an evaluation, or only the plan of one."""
+"""Posting work: a distillation, an evaluation or an observation, or only the plan of one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from starlette.responses import JSONResponse
 
 from api.answers import job_body
-from api.bodies import DistillBody, EvaluateBody
+from api.bodies import DistillBody, EvaluateBody, ObserveBody
 from api.parameters import DryRunFlag, IdempotencyKey
 from api.schemas import JobBody
 from api.service import Running, Service
-from ddcore.specs import DistillSpec, EvaluateSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec
 from jobs import create
 from jobs.models import Job
 
@@ -53,11 +53,26 @@ _EVALUATE = {
         },
     },
 }
+_TEACHER = {
+    "ssl": "dino",
+    "backbone": {"name": "convnet", "width": 16, "depth": 2},
+    "epochs": 20,
+    "warmup_epochs": 2,
+    "out_dim": 64,
+    "augment": {"flip": False, "jitter": 0.0, "grayscale": 0.0},
+}
+_OBSERVE = {
+    "quick": {"summary": "a small DINO on the digits, half a minute", "value": {"dataset": "digits-train", "teacher": _TEACHER}},
+    "noise": {
+        "summary": "three runs from one start, and experts beside them",
+        "value": {"dataset": "digits-train", "teacher": _TEACHER, "runs": 3, "experts": 4, "student": {"depth": 2, "width": 8}},
+    },
+}
 
 
 @dataclass
 class Submission:
-    """What both ways of posting work share."""
+    """What all ways of posting work share."""
 
     service: Running
     request: Request
@@ -65,7 +80,12 @@ class Submission:
     dry_run: DryRunFlag = False
     idempotency_key: IdempotencyKey = None
 
-    def answer(self, make: Callable[..., Job], body: DistillBody | EvaluateBody, spec: DistillSpec | EvaluateSpec) -> Any:
+    def answer(
+        self,
+        make: Callable[..., Job],
+        body: DistillBody | EvaluateBody | ObserveBody,
+        spec: DistillSpec | EvaluateSpec | ObserveSpec,
+    ) -> Any:
         """The job that `make` makes of `spec`, or the plan of it."""
         service = self.service
         if self.dry_run:
@@ -100,3 +120,9 @@ def distill(submission: Annotated[Submission, Depends()], body: Annotated[Distil
 def evaluate(submission: Annotated[Submission, Depends()], body: Annotated[EvaluateBody, Body(openapi_examples=_EVALUATE)]) -> Any:
     spec = EvaluateSpec.model_validate(body.model_dump(exclude={"labels", "priority"}))
     return submission.answer(create.create_evaluate, body, spec)
+
+
+@router.post("/observe", status_code=202, response_model=JobBody, responses=_ANSWERS, summary="See how networks move while they learn")
+def observe(submission: Annotated[Submission, Depends()], body: Annotated[ObserveBody, Body(openapi_examples=_OBSERVE)]) -> Any:
+    spec = ObserveSpec.model_validate(body.model_dump(exclude={"labels", "priority"}))
+    return submission.answer(create.create_observe, body, spec)

@@ -26,6 +26,10 @@ FILES: dict[str, dict[str, tuple[str, str]]] = {  # kind of step -> file -> kind
         "losses.svg": ("plot", "image/svg+xml"),
         "losses.json": ("plot", "application/json"),
     },
+    "observe": {
+        "observations.json": ("observations", "application/json"),
+        "motion.png": ("plot", "image/png"),
+    },
     "report": {
         "report.json": ("report", "application/json"),
         "report.md": ("report", "text/markdown"),

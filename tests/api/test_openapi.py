@@ -16,13 +16,13 @@ from jobs.settings import Settings
 CONTRACT = """
 GET /healthz  GET /readyz  GET /version  GET /metrics
 GET /datasets  POST /datasets  GET /datasets/{}  GET /datasets/{}/preview.png
-POST /distill  POST /evaluate
+POST /distill  POST /evaluate  POST /observe
 GET /jobs  GET /jobs/{}  POST /jobs/{}/cancel  POST /jobs/{}/retry
 GET /jobs/{}/events  GET /jobs/{}/metrics  GET /jobs/{}/artifacts  GET /jobs/{}/plots  GET /jobs/{}/plots/{}.{}
 GET /artifacts/{}  GET /artifacts/{}/content  HEAD /artifacts/{}/content  POST /artifacts
 GET /synthetic-sets  GET /synthetic-sets/{}  GET /synthetic-sets/{}/preview.png
 GET /synthetic-sets/{}/download  HEAD /synthetic-sets/{}/download
-GET /reports/{}  GET /methods  GET /presets
+GET /reports/{}  GET /observations/{}  GET /methods  GET /presets
 """
 
 

@@ -10,12 +10,12 @@ from sqlalchemy import func, select
 
 from ddcore.errors import DdcoreError, SpecError
 from ddcore.networks.shapes import expected_shapes
-from ddcore.specs import BackboneSpec, DistillSpec, EvaluateSpec
+from ddcore.specs import BackboneSpec, DistillSpec, EvaluateSpec, ObserveSpec
 from jobs import views
 from jobs.cancel import cancel
 from jobs.checkpoints import add_checkpoint
 from jobs.claims import fail
-from jobs.create import create_distill, create_evaluate, dry_run, retry
+from jobs.create import create_distill, create_evaluate, create_observe, dry_run, retry
 from jobs.errors import IdempotencyConflict, NotFound, WrongState
 from jobs.models import Job, Step
 from tests.jobs.harness import SMOKE, World, at_once
@@ -219,3 +219,27 @@ def test_what_is_no_safetensors_file_is_refused(world: World) -> None:
     with pytest.raises(DdcoreError, match="not a safetensors file") as refused:
         world.database.write(lambda s: add_checkpoint(s, world.store, path, "x.safetensors"))
     assert refused.value.code == "bad_checkpoint"
+
+
+OBSERVATION = ObserveSpec(teacher=SMOKE.teacher, runs=2, experts=1, student=SMOKE.student)
+
+
+def test_an_observation_shares_its_teacher_with_a_distillation_and_ends_in_a_result(world: World) -> None:
+    distilled = distill(world)
+    planned = world.database.read(lambda s: dry_run(s, world.store, OBSERVATION))
+    assert (planned.kind, planned.counts) == ("observe", {"cached": 0, "shared": 3, "new": 3})  # data set, teacher, targets
+    assert all(step.disk_bytes > 0 for step in planned.steps if step.state == "new")
+    job_id = world.database.write(lambda s: create_observe(s, world.store, OBSERVATION).id)
+    assert world.step(job_id, "teacher").id == world.step(distilled, "teacher").id
+    done = world.finish_job(job_id)
+    assert (done.kind, done.state) == ("observe", "succeeded")
+    seen = world.database.read(lambda s: views.observation(s, done.results["observation"]))
+    assert (seen.job_id, seen.dataset_id) == (job_id, "ds_digits-train")
+
+
+def test_a_cancelled_observation_is_retried(world: World) -> None:
+    first = world.database.write(lambda s: create_observe(s, world.store, OBSERVATION).id)
+    world.database.write(lambda s: cancel(s, first))
+    second = world.database.write(lambda s: retry(s, world.store, first).id)
+    assert world.job(second).spec == world.job(first).spec
+    assert world.finish_job(second).state == "succeeded"
