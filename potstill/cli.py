@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--train", help="data set that probes are fitted on")
     evaluate.add_argument("--test", help="data set that they are scored on")
     evaluate.add_argument("--seeds", type=int)
-    for sub in (distill, evaluate):
+    observe = command("observe", commands.observe, "train a teacher and see how it moved: figures and tables")
+    observe.add_argument("--dataset", help="id or name")
+    observe.add_argument("--runs", type=int, help="runs from one initialisation, to tell motion from noise")
+    observe.add_argument("--figures", type=Path, metavar="FOLDER", help="where the pictures go (default: the job's id)")
+    for sub in (distill, evaluate, observe):
         sub.add_argument("--spec", type=Path, help="a JSON file with the body to post")
         sub.add_argument(
             "--set", action="append", metavar="FIELD=VALUE", help="a field of the body, such as method.iterations=100; may be repeated"

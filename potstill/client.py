@@ -77,6 +77,10 @@ class Client:
         """Post an evaluation; returns its job."""
         return self.post("/evaluate", body, idempotency_key=idempotency_key)
 
+    def observe(self, body: Json, *, idempotency_key: str | None = None) -> Json:
+        """Post an observation; returns its job."""
+        return self.post("/observe", body, idempotency_key=idempotency_key)
+
     def jobs(self, **filters: Any) -> list[Json]:
         """One page of jobs, newest first; filters: kind, state, label, limit, cursor."""
         return cast("list[Json]", self.get("/jobs", **filters)["data"])
@@ -113,6 +117,11 @@ class Client:
     def download(self, path: str, target: Path, on_progress: Progress = ignore) -> Path:
         """Download the file at the address `path` to `target`, going on where an earlier try stopped, and verify its sha256."""
         return fetch(self._http, path, Target(target), on_progress)
+
+    def download_pictures(self, job_id: str, folder: Path) -> list[Path]:
+        """Download every figure of a job as PNG into `folder`."""
+        plots = [one for one in self.artifacts(job_id) if one["kind"] == "plot" and one["name"].endswith(".png")]
+        return [self.download(f"/artifacts/{one['id']}/content", folder / one["name"]) for one in plots]
 
     def download_set(self, id: str, target: Path, format: str = "safetensors", on_progress: Progress = ignore) -> Path:
         """Download a synthetic set; format: safetensors, pt, png, parquet or mtt."""

@@ -92,6 +92,16 @@ def evaluate(a: argparse.Namespace) -> None:
             _show_report(client.report(job["results"]["report"])["report"])
 
 
+def observe(a: argparse.Namespace) -> None:
+    body = _body(a) | {name: value for name, value in (("dataset", a.dataset), ("runs", a.runs)) if value is not None}
+    with Client(a.url) as client:
+        job = _run(client, client.observe(body), a.detach)
+        if job is not None:
+            folder = a.figures or Path(job["id"])
+            pictures = client.download_pictures(job["id"], folder)
+            say(f"observation {job['results']['observation']}; {len(pictures)} pictures are in {folder}/")
+
+
 def _run(client: Client, job: dict[str, Any], detach: bool) -> dict[str, Any] | None:
     """Follow a job to its end; None if it was only to be posted."""
     say(f"{job['kind']} {job['id']}")

@@ -44,7 +44,7 @@ def run(folder: Path, workers: int = 1) -> None:
         evaluated = _follow(service, client, client.evaluate(body))
         took |= _seconds(evaluated)
         report = client.report(evaluated["results"]["report"])["report"]
-        pictures = [p for job in (distilled, evaluated) for p in _pictures(client, job, folder / "figures")]
+        pictures = [p for job in (distilled, evaluated) for p in client.download_pictures(job["id"], folder / "figures")]
     seconds = time.monotonic() - began
     result = summary(report, seconds, str(target))
     (folder / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -64,11 +64,6 @@ def _follow(service: Stack, client: Client, job: dict[str, Any]) -> dict[str, An
 def _seconds(job: dict[str, Any]) -> dict[str, float]:
     """Wall time of each stage that this job ran itself."""
     return {stage.name: stage.seconds for stage in stages(job) if stage.seconds is not None}
-
-
-def _pictures(client: Client, job: dict[str, Any], folder: Path) -> list[Path]:
-    plots = [one for one in client.artifacts(job["id"]) if one["kind"] == "plot" and one["name"].endswith(".png")]
-    return [client.download(f"/artifacts/{one['id']}/content", folder / one["name"]) for one in plots]
 
 
 def _tell(report: dict[str, Any], took: dict[str, float], seconds: float, folder: Path, pictures: list[Path]) -> None:

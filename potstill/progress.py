@@ -22,6 +22,7 @@ WORDS = {
     "tune": "tune baselines",
     "evaluate": "pre-train and probe",
     "report": "report",
+    "observe": "observe",
 }
 OVER = ("succeeded", "failed", "cancelled")
 

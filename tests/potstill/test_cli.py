@@ -63,6 +63,17 @@ def test_evaluate_takes_one_task_from_its_options(service: Service) -> None:
     assert json.loads(service.requests[0][2]) == {"synthetic_set": "syn_1", "downstream": [{"train": "a", "test": "b"}], "seeds": 3}
 
 
+def test_observe_posts_follows_and_fetches_the_pictures(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = DONE | {"kind": "observe", "results": {"observation": "obs_1"}}
+    files = {"data": [{"id": "art_1", "name": "motion.json", "kind": "plot"}, {"id": "art_2", "name": "step.json", "kind": "manifest"}]}
+    answers = {"POST /observe": [(202, RUNNING)], "GET /jobs/job_1": [(200, done)], "GET /jobs/job_1/artifacts": [(200, files)]}
+    service.answers = answers
+    fields = ["--dataset", "mine", "--runs", "3", "--set", "teacher.ssl=dino", "--figures", str(tmp_path / "seen")]
+    assert main(["observe", "--url", service.url, *fields]) == 0
+    assert json.loads(service.requests[0][2]) == {"dataset": "mine", "runs": 3, "teacher": {"ssl": "dino"}}
+    assert "observation obs_1; 0 pictures" in capsys.readouterr().out
+
+
 def test_a_failed_job_is_status_1_and_one_line(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     failed = RUNNING | {"state": "failed", "error": {"code": "diverged", "detail": "NaN at iteration 3", "hint": "lower method.lr_images"}}
     service.answers = {"POST /distill": [(202, RUNNING)], "GET /jobs/job_1": [(200, failed)]}
