@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddcore.errors import Problem, SpecError
-from ddcore.networks.names import check_backbone
+from ddcore.networks.names import check_backbone, check_patches
 from ddcore.networks.student_sizes import check_halvings, check_student
 from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MethodSpec, MKDTSpec, ObserveSpec, Spec
 
@@ -300,6 +300,7 @@ def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
         problems.append(Problem(("dataset",), "a teacher cannot be trained on so few images", facts.num_images, "16 images or more"))
     problems += check_student(("student",), spec.student, facts.image_shape)
     problems += check_backbone(spec.teacher)
+    problems += check_patches(spec.teacher.backbone, height, width)
     if spec.teacher.backbone.name == "convnet":
         problems += check_halvings(("teacher", "backbone", "depth"), spec.teacher.backbone.depth, height, width)
     if spec.teacher.min_knn_accuracy > 0 and facts.class_counts is None:

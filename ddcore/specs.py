@@ -40,9 +40,9 @@ class Spec(BaseModel):
 
 
 class BackboneSpec(Spec):
-    """A teacher's encoder: `resnet18` (3x3 stem, no max-pool), `convnet`, or any timm model by its name."""
+    """A teacher's encoder: `resnet18` (3x3 stem, no max-pool), `convnet`, `vit_tiny_patch4`, or any timm model by its name."""
 
-    name: str = Field("resnet18", min_length=1, max_length=200, examples=["resnet18", "convnet", "vit_tiny_patch16_224"])
+    name: str = Field("resnet18", min_length=1, max_length=200, examples=["resnet18", "convnet", "vit_tiny_patch4"])
     width: int = Field(64, ge=4, le=1024, description="channels of the first stage (resnet18) or of every block (convnet)")
     depth: int = Field(3, ge=1, le=6, description="blocks; read by convnet only")
 

@@ -1,4 +1,4 @@
-"""Teachers' encoders: a ResNet-18 for small images, the students' ConvNet without its linear layer, and any timm or torchvision model."""
+"""Teachers' encoders: a ResNet-18 and a ViT for small images, the students' ConvNet less its last layer, any of timm's or torchvision's."""
 
 import difflib
 from typing import Any, Literal
@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from ddcore.errors import Problem, SpecError
 from ddcore.networks.convnet import ConvNet
+from ddcore.networks.names import OWN, PATCH, check_patches
 from ddcore.specs import BackboneSpec
 
-Library = Literal["own", "timm", "torchvision"]  # whose model a name means; "own": resnet18 and convnet of this file, timm otherwise
-OWN = ("resnet18", "convnet")
+Library = Literal["own", "timm", "torchvision"]  # whose model a name means; "own": one of OWN, built here, or timm's
 
 
 class BasicBlock(nn.Module):
@@ -86,7 +86,21 @@ def build_backbone(spec: BackboneSpec, in_channels: int, image_size: tuple[int, 
         return ResNet18(in_channels, spec.width)
     if library == "own" and spec.name == "convnet":
         return ConvNet(in_channels, *image_size, out_dim=0, depth=spec.depth, channels=spec.width)
+    if library == "own" and spec.name == "vit_tiny_patch4":
+        return vit_tiny_patch4(in_channels, image_size)
     return timm_backbone(spec.name, in_channels, image_size)
+
+
+def vit_tiny_patch4(in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """ViT-Tiny (2012.12877, table 1: 12 blocks, 192 channels, 3 heads) on patches of 4x4 pixels; the class token's features, [b, 192].
+
+    timm's model of 16x16 patches, built for these images. Raises `SpecError` if a side is not a multiple of 4.
+    """
+    if problems := check_patches(BackboneSpec(name="vit_tiny_patch4"), *image_size):
+        raise SpecError(problems)
+    options: dict[str, Any] = {"img_size": image_size, "patch_size": PATCH, "num_classes": 0, "in_chans": in_channels}
+    model: nn.Module = timm.create_model("vit_tiny_patch16_224", **options)
+    return model
 
 
 def timm_backbone(

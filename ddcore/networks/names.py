@@ -6,9 +6,10 @@ from functools import cache
 from importlib import resources
 
 from ddcore.errors import Problem
-from ddcore.specs import GivenTeacherSpec, TeacherSpec
+from ddcore.specs import BackboneSpec, GivenTeacherSpec, TeacherSpec
 
-OWN = ("resnet18", "convnet")  # the encoders of `ddcore.networks.backbones` itself
+OWN = ("resnet18", "convnet", "vit_tiny_patch4")  # the encoders of `ddcore.networks.backbones` itself
+PATCH = 4  # pixels, the side of a patch of vit_tiny_patch4
 MOST_NAMED = 5
 
 
@@ -40,6 +41,15 @@ def check_backbone(teacher: TeacherSpec) -> list[Problem]:
     if source == "timm" and not tags:
         return [_problem(f"timm has no weights for {given}", given, [one for one in models if models[one]], "another model")]
     return []
+
+
+def check_patches(backbone: BackboneSpec, height: int, width: int) -> list[Problem]:
+    """What is wrong with the images' sides for vit_tiny_patch4; empty if nothing, or if it is another backbone."""
+    if backbone.name != "vit_tiny_patch4" or (height % PATCH == 0 and width % PATCH == 0):
+        return []
+    message = f"vit_tiny_patch4 cuts images into patches of {PATCH}x{PATCH} pixels"
+    given, allowed = f"{height}x{width} pixels", f"sides that are multiples of {PATCH}, or another backbone"
+    return [Problem(("teacher", "backbone", "name"), message, given, allowed)]
 
 
 def _problem(what: str, given: str, known: Iterable[str], otherwise: str) -> Problem:

@@ -18,6 +18,7 @@ from ddcore.specs import BackboneSpec
         (BackboneSpec(name="convnet", width=8, depth=2), 8 * 4 * 3),
         (BackboneSpec(name="resnet10t"), 512),
         (BackboneSpec(name="vit_tiny_patch16_224"), 192),
+        (BackboneSpec(name="vit_tiny_patch4"), 192),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
@@ -28,6 +29,14 @@ def test_features_of_small_images(spec: BackboneSpec, width: int, channels: int)
     backbone.eval()
     assert backbone(torch.randn(3, channels, *size)).shape == (3, width)
     assert backbone.training is False
+
+
+def test_the_vit_reads_patches_of_four_pixels_and_no_other_sides() -> None:
+    backbone = build_backbone(BackboneSpec(name="vit_tiny_patch4"), 3, (64, 32))
+    assert backbone.get_parameter("pos_embed").shape == (1, 16 * 8 + 1, 192)
+    with pytest.raises(SpecError, match="patches of 4x4 pixels") as caught:
+        build_backbone(BackboneSpec(name="vit_tiny_patch4"), 3, (32, 30))
+    assert (caught.value.problems[0].loc, caught.value.problems[0].given) == (("teacher", "backbone", "name"), "32x30 pixels")
 
 
 def test_the_small_stem_keeps_the_resolution_and_the_rest_is_torchvisions() -> None:

@@ -1,8 +1,10 @@
 import pytest
 from pydantic import TypeAdapter
 
+from ddcore.errors import SpecError
 from ddcore.networks.names import check_backbone
-from ddcore.specs import TeacherSpec
+from ddcore.plan import DatasetFacts, plan_distill
+from ddcore.specs import DistillSpec, TeacherSpec
 from tests.ddcore.networks.write_names import FOLDER, listing
 
 TEACHER: TypeAdapter[TeacherSpec] = TypeAdapter(TeacherSpec)
@@ -18,6 +20,7 @@ def test_the_names_are_those_of_the_installed_version(library: str) -> None:
     [
         (None, "resnet18"),
         (None, "convnet"),
+        (None, "vit_tiny_patch4"),
         (None, "vit_tiny_patch16_224"),
         (None, "vit_tiny_patch16_224.augreg_in21k"),
         ("checkpoint", "convnet"),
@@ -36,7 +39,7 @@ def test_names_that_are_known(source: str | None, name: str) -> None:
     [
         (None, "resnet81", "timm has no model called 'resnet81'; did you mean resnet18?", "resnet18"),
         (None, "vit_tiny_patch16_242", "no model called", "vit_tiny_patch16_224"),
-        (None, "§§", "no model called '§§'", "resnet18 or convnet or timm's name of a model"),
+        (None, "§§", "no model called '§§'", "resnet18 or convnet or vit_tiny_patch4 or timm's name of a model"),
         (None, "resnet18.a1_in2k", "no weights tagged 'a1_in2k'", "resnet18.a1_in1k"),
         ("timm", "convnet", "no model called 'convnet'", "convnext"),
         ("timm", "vit_xsmall_patch16_clip_224.x", "no weights tagged", "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"),
@@ -52,6 +55,19 @@ def test_names_that_are_not_come_with_near_ones(source: str | None, name: str, s
     assert said in problem.message
     assert close in problem.allowed
     assert len(set(problem.allowed.split(", "))) == len(problem.allowed.split(", "))
+
+
+def test_a_vit_of_small_patches_is_refused_for_other_sides_before_any_work() -> None:
+    teacher = {"ssl": "dino", "backbone": {"name": "vit_tiny_patch4"}}
+    for size, fits in ((32, True), (64, True), (30, False)):
+        upload = DatasetFacts("upload", {"archive": "0" * 64}, 5000, (3, size, 32), None)
+        spec = DistillSpec.model_validate({"dataset": "upload", "teacher": teacher})
+        if fits:
+            plan_distill(spec, upload)
+            continue
+        with pytest.raises(SpecError, match="patches of 4x4 pixels") as caught:
+            plan_distill(spec, upload)
+        assert [(one.loc, one.given) for one in caught.value.problems] == [(("teacher", "backbone", "name"), "30x32 pixels")]
 
 
 def _teacher(source: str | None, name: str) -> TeacherSpec:

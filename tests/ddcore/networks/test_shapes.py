@@ -14,6 +14,7 @@ from ddcore.specs import BackboneSpec
         BackboneSpec(width=16),
         BackboneSpec(name="convnet", width=6, depth=1),
         BackboneSpec(name="convnet", width=5, depth=3),
+        BackboneSpec(name="vit_tiny_patch4"),
     ],
 )
 @pytest.mark.parametrize(("channels", "size"), [(1, (8, 8)), (3, (12, 16))])
