@@ -80,6 +80,7 @@ def _against_chance(axes: Axes, null: dict[str, Any]) -> None:
         "blue within the range of grey: such a drawing shows no more\nthan it would of the same moves in any order", color=QUIET
     )
     axes.set_ylim(0, 1.45 * max(float(recorded.max()), float(high.max()), 1.0))
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
     axes.legend(loc="upper right")
     grid(axes)
 
