@@ -12,8 +12,10 @@ from ddcore.errors import DdcoreError
 from ddcore.experts.store import Trajectories
 from ddcore.networks.backbones import build_backbone
 from ddcore.networks.flat import build_student
-from ddcore.observatory.curves import draw_distances, draw_losses
+from ddcore.observatory.curves import draw_losses
+from ddcore.observatory.feature_figures import draw_features, draw_noise
 from ddcore.observatory.motion import joined, motion
+from ddcore.observatory.motion_figures import draw_motion
 from ddcore.observatory.noise import noise_to_signal
 from ddcore.observatory.null import against_null
 from ddcore.observatory.pca import Read, centred_gram
@@ -39,14 +41,11 @@ def observe(task: Task) -> dict[str, Any]:
     facts = json.loads((runs[0] / "teacher.json").read_text())
     rows: list[Row] = []
     summary: dict[str, Any] = {"ssl": facts["ssl"], "runs": len(runs), "knn_accuracy": facts["knn_accuracy"]}
-    try:
-        summary |= _teacher(task, runs[0], facts, rows)
-        if len(runs) > 1:
-            summary |= _noise(task, runs, rows)
-        if shards := task.inputs["experts"]:
-            summary |= _experts(task, shards, facts, rows)
-    except ValueError as error:  # paths that share no space
-        raise DdcoreError("missing_input", str(error), "observe runs of one network, all recorded with the same settings") from error
+    summary |= _teacher(task, runs[0], facts, rows)
+    if len(runs) > 1:
+        summary |= _noise(task, runs, rows)
+    if shards := task.inputs["experts"]:
+        summary |= _experts(task, shards, facts, rows)
     summary["figures"] = sorted(path.stem for path in task.out.glob("*.png"))
     (task.out / TABLE).write_text(json.dumps({"facts": summary, "rows": rows}, allow_nan=False))
     return summary
@@ -64,8 +63,9 @@ def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row]) -
     features = per_snapshot(folder, data.to(task.device), spec, SAMPLE, task.reporter)
     history = read_history(folder)
     draw_teacher(paths, facts["ssl"], task.out)
-    draw_distances(paths, None, task.out)
     draw_losses(history, [], {}, task.out)
+    draw_motion(moved, null, task.out)
+    draw_features(features, task.out)
     rows += [*motion_rows(moved), *feature_rows(features), *history_rows("teacher", history)]
     summary = {
         "snapshots": len(step),
@@ -87,10 +87,14 @@ def _noise(task: Task, runs: list[Path], rows: list[Row]) -> dict[str, Any]:
     found, recorded = {}, [teacher_arrays(folder) for folder in runs]
     for name in recorded[0][0]:
         arrays = {f"run {number}": arrays[name] for number, (arrays, _) in enumerate(recorded)}
-        read, places, columns = joined(arrays, {run: array.get_shape() for run, array in arrays.items()})
+        try:
+            read, places, columns = joined(arrays, {run: array.get_shape() for run, array in arrays.items()})
+        except ValueError as error:  # they share no space
+            raise DdcoreError("missing_input", str(error), "observe runs of one network, all recorded with the same settings") from error
         gram = centred_gram(_told(task, read, columns, f"{name}s of all runs"), sum(map(len, places.values())), columns)
         found[name] = noise_to_signal(gram, list(places.values()), recorded[0][1])
         rows += noise_rows(name, found[name])
+    draw_noise(found, task.out)
     return {f"noise_to_signal_{name}": one["ratio"][-1] for name, one in found.items()}
 
 
@@ -109,7 +113,10 @@ def _experts(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[R
     layers = list(zip(network.layer_names, network.layer_sizes, strict=True))
     moved = motion(_told(task, read, columns, "experts"), places, torch.arange(count), layers, columns).to_json()
     rows += motion_rows(moved)
-    draw_experts(ExpertPaths(centred_gram(read, len(chosen) * count, columns), len(chosen), count, store.num_experts), task.out)
+    gram = centred_gram(read, len(chosen) * count, columns)
+    null = against_null(gram, list(places.values()), generator(task.params["seed"], "observe", "experts"))
+    draw_experts(ExpertPaths(gram, len(chosen), count, store.num_experts), task.out)
+    draw_motion(moved, null, task.out, prefix="expert_", unit="epoch")
     distances = [path["distance_from_start"][-1] for path in moved["paths"].values()]
     return {"experts": store.num_experts, "experts_distance": sum(distances) / len(distances)}
 

@@ -78,6 +78,14 @@ def test_a_zip_of_real_images_is_distilled(run, tmp_path, real_images):
     assert made.indices.max() < sum(seen.values())
 
 
+def test_an_observation_stands_under_its_own_key(run, tmp_path):
+    teacher = {"ssl": "simclr", "backbone": {"name": "convnet", "width": 8, "depth": 2}, "epochs": 1, "warmup_epochs": 0, "snapshots": 3}
+    status, said = run({"observe": {"teacher": teacher}})
+    assert status == 0
+    assert [line.split()[0] for line in said[:-1]] == ["dataset-449a2107", "teacher", "observe"]
+    assert json.loads((tmp_path / "out" / "observe" / "observations.json").read_text())["facts"]["ssl"] == "simclr"
+
+
 REFUSED = [
     ('{"preset": ', "the spec is not readable JSON"),
     ([1], "a spec is a JSON object, not list"),
@@ -90,6 +98,8 @@ REFUSED = [
     ({"preset": "smoke", "teacher": {"ssl": "given", "checkpoint": "absent.safetensors"}}, "there is no file 'absent.safetensors'"),
     ({"synthetic_set": "nowhere", "downstream": [{"train": "digits-train", "test": "digits-test"}]}, "nowhere/spec.json"),
     ({"synthetic_set": "nowhere", "downstream": []}, "downstream: "),
+    ({"observe": {"runs": 0}}, "runs: Input should be greater than or equal to 1"),
+    ({"observe": {"teacher": {"ssl": "given"}}}, "a given teacher has no recorded run: train one with ssl dino"),
 ]
 
 

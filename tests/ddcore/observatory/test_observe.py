@@ -32,8 +32,7 @@ TEACHER = {
 CPU = torch.device("cpu")
 
 
-def run(root: Path, spec: ObserveSpec) -> dict[str, Path]:
-    plan: Plan = plan_observe(spec, facts("digits-train"))
+def run(root: Path, plan: Plan) -> dict[str, Path]:
     return run_plan(plan, root, CPU, Resources(), lambda step: Reporter(), lambda step, summary, cached: None)
 
 
@@ -41,7 +40,7 @@ def run(root: Path, spec: ObserveSpec) -> dict[str, Path]:
 def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two runs of DINO and two experts, observed."""
     spec = ObserveSpec(teacher=TEACHER, runs=2, experts=2, epochs=2, student={"depth": 1, "width": 4})
-    return run(tmp_path_factory.mktemp("observed"), spec)
+    return run(tmp_path_factory.mktemp("observed"), plan_observe(spec, facts("digits-train")))
 
 
 def test_the_table_holds_what_the_snapshots_say(observed: dict[str, Path]) -> None:
@@ -75,14 +74,16 @@ def test_the_summary_has_the_headline_numbers_and_the_figures_are_there(observed
     assert 0 < summary["ema_residual"] < 1e-4
     assert 0 < summary["noise_to_signal_student"] < 10
     assert 0 < summary["explained_by_plane"] <= 1 + 1e-9
-    assert {"teacher_trajectories", "expert_trajectories", "distances", "losses"} <= set(summary["figures"])
+    motion = {"motion", "directions", "layers"}
+    others = {"teacher_trajectories", "expert_trajectories", "losses", "features", "noise"}
+    assert set(summary["figures"]) == motion | {f"expert_{name}" for name in motion} | others
     for name in summary["figures"]:
         assert all((folder / f"{name}.{form}").stat().st_size > 100 for form in ("png", "svg", "json"))
 
 
 def test_a_single_run_of_another_kind_has_no_gap_and_no_noise(tmp_path: Path) -> None:
     teacher = {name: TEACHER[name] for name in ("backbone", "epochs", "warmup_epochs", "snapshots", "augment")}
-    folders = run(tmp_path, ObserveSpec(teacher={"ssl": "simclr", **teacher}))
+    folders = run(tmp_path, plan_observe(ObserveSpec(teacher={"ssl": "simclr", **teacher}), facts("digits-train")))
     summary = json.loads((folders["observe"] / "step.json").read_text())["summary"]
     assert not {name for name in summary if name == "gap" or name.startswith(("noise", "experts", "ema"))}
     assert summary["distance"] > 0
@@ -105,7 +106,8 @@ def test_a_run_without_snapshots_says_what_to_do(observed: dict[str, Path], tmp_
 
 def test_runs_of_different_networks_share_no_plane(observed: dict[str, Path], tmp_path: Path) -> None:
     wider = TEACHER | {"backbone": {"name": "convnet", "width": 12, "depth": 2}}
-    other = run(tmp_path / "wider", ObserveSpec(teacher=wider))
+    plan = plan_observe(ObserveSpec(teacher=wider), facts("digits-train"))
+    other = run(tmp_path / "wider", Plan({name: step for name, step in plan.steps.items() if name != "observe"}))
     with pytest.raises(DdcoreError, match="different networks") as caught:
         observe(task_of(observed, tmp_path / "out", observed["teacher"], other["teacher"]))
     assert caught.value.code == "missing_input"
