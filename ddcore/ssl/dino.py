@@ -121,10 +121,7 @@ class Dino:
             self.buffers["center"] = torch.zeros(spec.out_dim, device=next(backbone.parameters()).device)
         self._spec = spec
         # One for each: the head's prototypes are long, and would hide what happens to the backbone.
-        self._identities = [
-            EmaIdentity(self.modules[f"teacher_{name}"].parameters(), self.modules[name].parameters(), random)
-            for name in ("backbone", "head")
-        ]
+        self._identities = [EmaIdentity(self.modules[f"teacher_{name}"], self.modules[name], random) for name in ("backbone", "head")]
 
     @property
     def backbone(self) -> nn.Module:

@@ -1,9 +1,9 @@
 """An alarm on the moving average: its defining identity, tau' = m tau + (1 - m) s', watched along one random direction."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ddcore.errors import DdcoreError
 from ddcore.transfer import send
@@ -28,14 +28,14 @@ class EmaIdentity:
     (Johnson & Lindenstrauss). Sums are float64; nothing waits for the device.
     """
 
-    def __init__(self, teacher: Iterable[torch.Tensor], student: Iterable[torch.Tensor], random: torch.Generator) -> None:
-        self._teacher, self._student = list(teacher), list(student)
-        self._signs = [torch.randint(0, 2, p.shape, generator=random, dtype=torch.int8) * 2 - 1 for p in self._teacher]
+    def __init__(self, teacher: nn.Module, student: nn.Module, random: torch.Generator) -> None:
+        self._teacher, self._student = teacher, student
+        self._signs = [torch.randint(0, 2, p.shape, generator=random, dtype=torch.int8) * 2 - 1 for p in teacher.parameters()]
 
     @torch.no_grad()
     def before(self) -> Before:
         """To be called when the student has made its step and the teacher has not."""
-        pairs = zip(self._teacher, self._student, strict=True)
+        pairs = zip(self._teacher.parameters(), self._student.parameters(), strict=True)
         gap = sum((s.double() - t.double()).square().sum() for t, s in pairs)
         return Before(self._projected(self._teacher), self._projected(self._student), torch.as_tensor(gap).sqrt())
 
@@ -43,11 +43,12 @@ class EmaIdentity:
     def residual(self, before: Before, momentum: float) -> torch.Tensor:
         """|<u, r>| after the update, relative to the distance of the two, or to 3 % of the teacher's length where that is more."""
         found = self._projected(self._teacher) - momentum * before.teacher - (1 - momentum) * before.student
-        length = torch.as_tensor(sum(p.double().square().sum() for p in self._teacher)).sqrt()
+        length = torch.as_tensor(sum(p.double().square().sum() for p in self._teacher.parameters())).sqrt()
         return found.abs() / torch.maximum(before.gap, LEAST_GAP * length)
 
-    def _projected(self, parameters: list[torch.Tensor]) -> torch.Tensor:
-        terms = ((p.double() * send(sign, p.device)).sum() for p, sign in zip(parameters, self._signs, strict=True))
+    def _projected(self, module: nn.Module) -> torch.Tensor:
+        pairs = zip(module.parameters(), self._signs, strict=True)
+        terms = ((p.double() * send(sign, p.device)).sum() for p, sign in pairs)
         return torch.as_tensor(sum(terms))
 
 

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from ddcore.errors import DdcoreError
+from ddcore.ssl.dino import ema_update
 from ddcore.ssl.identity import EmaIdentity, refuse_broken
 from ddcore.task import generator
 
@@ -21,10 +23,9 @@ def residual(dtype: torch.dtype, move: float, momentum: float, stated: float, di
     """Of an update with `momentum` that is said to be of `stated`, for a student `move` away from its teacher."""
     teacher, step = drawn(0, dtype), drawn(1, dtype, move)
     student = [t + s for t, s in zip(teacher, step, strict=True)]
-    identity = EmaIdentity(teacher, student, generator(direction))
+    identity = EmaIdentity(nn.ParameterList(teacher), nn.ParameterList(student), generator(direction))
     before = identity.before()
-    for t, s in zip(teacher, student, strict=True):
-        t.mul_(momentum).add_(s, alpha=1 - momentum)
+    ema_update(nn.ParameterList(teacher), nn.ParameterList(student), momentum)
     return float(identity.residual(before, stated))
 
 

@@ -224,6 +224,15 @@ def test_bfloat16_on_a_cpu_is_used_where_asked_for_and_hurts_little(make_task: M
     assert all(tensor.dtype == torch.float32 for tensor in load_file(task.out / "teacher.safetensors").values())
 
 
+def test_a_vit_learns_by_dinov2s_losses(make_task: MakeTask, dataset: Path) -> None:
+    task = make_task("a", params(SINKHORN, backbone={"name": "vit_tiny_patch4"}, epochs=1, batch_size=48, snapshots=2), dataset=dataset)
+    summary = train_teacher(task)
+    module, manifest = load_teacher(task.out)
+    assert (manifest.feature_dim, module.get_parameter("pos_embed").shape) == (192, (1, 5, 192))
+    assert summary["ema_residual"] < 1e-5
+    assert {"koleo", "entropy", "kl"} <= set(json.loads((task.out / "history.json").read_text()))
+
+
 @pytest.mark.parametrize("teacher", [BARLOW, SIMCLR], ids=["barlow_twins", "simclr"])
 def test_the_loss_falls(make_task: MakeTask, dataset: Path, teacher: dict[str, Any]) -> None:
     task = make_task("a", params(teacher, epochs=20, lr=5e-3), dataset=dataset)
