@@ -4,7 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,6 +67,28 @@ def _parser() -> argparse.ArgumentParser:
     upload.add_argument("--name", help="default: the file's name without .zip")
     command("datasets", commands.datasets, "list data sets")
     command("presets", commands.presets, "list presets")
+    _posting(command)
+
+    status = command("status", commands.status, "show a job")
+    status.add_argument("job")
+    status.add_argument("--follow", action="store_true", help="stay until it ends")
+    listing = command("jobs", commands.jobs, "list jobs, newest first")
+    for name in ("kind", "state", "label"):
+        listing.add_argument(f"--{name}")
+    listing.add_argument("--limit", type=int, default=20)
+    command("cancel", commands.cancel, "cancel a job").add_argument("job")
+    download = command("download", commands.download, "download a synthetic set (syn_...) or an artifact (art_...)")
+    download.add_argument("id")
+    download.add_argument("--format", choices=("safetensors", "pt", "png", "parquet", "mtt"), default="safetensors")
+    download.add_argument("--output", type=Path)
+    report = command("report", commands.report, "show a report")
+    report.add_argument("report")
+    report.add_argument("--json", action="store_true")
+    return parser
+
+
+def _posting(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that post a job: each takes a body of its own."""
     distill = command("distill", commands.distill, "distil a data set")
     distill.add_argument("--preset")
     distill.add_argument("--dataset", help="id or name")
@@ -85,20 +107,3 @@ def _parser() -> argparse.ArgumentParser:
             "--set", action="append", metavar="FIELD=VALUE", help="a field of the body, such as method.iterations=100; may be repeated"
         )
         sub.add_argument("--detach", action="store_true", help="post the job and return")
-
-    status = command("status", commands.status, "show a job")
-    status.add_argument("job")
-    status.add_argument("--follow", action="store_true", help="stay until it ends")
-    listing = command("jobs", commands.jobs, "list jobs, newest first")
-    for name in ("kind", "state", "label"):
-        listing.add_argument(f"--{name}")
-    listing.add_argument("--limit", type=int, default=20)
-    command("cancel", commands.cancel, "cancel a job").add_argument("job")
-    download = command("download", commands.download, "download a synthetic set (syn_...) or an artifact (art_...)")
-    download.add_argument("id")
-    download.add_argument("--format", choices=("safetensors", "pt", "png", "parquet", "mtt"), default="safetensors")
-    download.add_argument("--output", type=Path)
-    report = command("report", commands.report, "show a report")
-    report.add_argument("report")
-    report.add_argument("--json", action="store_true")
-    return parser
