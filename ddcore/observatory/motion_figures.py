@@ -48,12 +48,14 @@ def _draw_motion(motion: dict[str, Any], null: dict[str, Any], unit: str) -> tup
         straight.plot(
             step[:-1], _array(pair["gap_cosine"]), color=INK, linestyle=":", label="student's move and the direction to its teacher"
         )
-    far.set(title="How far: distance from the start", ylabel="distance in parameters (L2)", xlabel=unit, ylim=(0, None))
-    fast.set(title="How fast: distance moved per unit of time", ylabel=f"L2 distance per {unit}", xlabel=unit, ylim=(0, None))
+    far.set(title="How far: distance from the start", ylabel="distance in parameters (L2)", xlabel=unit)
+    fast.set(title="How fast: distance moved per unit of time", ylabel=f"L2 distance per {unit}", xlabel=unit)
     straight.set(title="How straight: does each move lead to where the run ends?", xlabel=unit, ylim=(-1.05, 1.05))
     straight.set_ylabel("cosine of the angle")
     straight.set_yticks([-1, -0.5, 0, 0.5, 1], ["−1: straight back", "−0.5", "0: right angle", "0.5", "1: same way"])
     straight.axhline(0, color=QUIET, linewidth=1)
+    for axes in (far, fast):
+        axes.set_ylim(0, 1.08 * max(float(axes.dataLim.y1), 1e-12))
     for axes in (far, fast, straight):
         grid(axes)
         axes.legend(loc="best")
