@@ -44,7 +44,7 @@ def observe(task: Task) -> dict[str, Any]:
     summary |= _teacher(task, runs[0], facts, rows)
     if len(runs) > 1:
         summary |= _noise(task, runs, rows)
-    if shards := task.inputs["experts"]:
+    if shards := task.inputs.get("experts"):
         summary |= _experts(task, shards, facts, rows)
     summary["figures"] = sorted(path.stem for path in task.out.glob("*.png"))
     (task.out / TABLE).write_text(json.dumps({"facts": summary, "rows": rows}, allow_nan=False))

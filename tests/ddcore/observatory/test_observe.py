@@ -91,7 +91,7 @@ def test_a_single_run_of_another_kind_has_no_gap_and_no_noise(tmp_path: Path) ->
 
 def task_of(observed: dict[str, Path], out: Path, *teachers: Path) -> Task:
     out.mkdir()
-    inputs = {"dataset": [next(path for name, path in observed.items() if name.startswith("dataset"))], "experts": []}
+    inputs = {"dataset": [next(path for name, path in observed.items() if name.startswith("dataset"))]}
     return Task({"seed": 0}, inputs | {"teacher": list(teachers)}, out, out, Reporter(), CPU)
 
 
@@ -102,6 +102,11 @@ def test_a_run_without_snapshots_says_what_to_do(observed: dict[str, Path], tmp_
     with pytest.raises(DdcoreError, match="no recorded run") as caught:
         observe(task_of(observed, tmp_path / "out", bare))
     assert (caught.value.code, "ssl dino, barlow_twins or simclr" in caught.value.hint) == ("missing_input", True)
+
+
+def test_a_service_names_no_role_that_nothing_plays(observed: dict[str, Path], tmp_path: Path) -> None:
+    summary = observe(task_of(observed, tmp_path / "out", observed["teacher"]))
+    assert (summary["runs"], "experts" in summary) == (1, False)
 
 
 def test_runs_of_different_networks_share_no_plane(observed: dict[str, Path], tmp_path: Path) -> None:
