@@ -18,7 +18,7 @@ from ddcore.observatory.motion import joined, motion
 from ddcore.observatory.motion_figures import draw_motion
 from ddcore.observatory.noise import noise_to_signal
 from ddcore.observatory.null import against_null
-from ddcore.observatory.pca import Read, centred_gram
+from ddcore.observatory.pca import Read, centred_gram, displacement_gram
 from ddcore.observatory.recordings import ExpertPaths, TeacherPaths, drawn_experts, read_history, teacher_arrays
 from ddcore.observatory.snapshots import per_snapshot
 from ddcore.observatory.tidy import Row, feature_rows, history_rows, motion_rows, noise_rows
@@ -114,8 +114,10 @@ def _experts(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[R
     moved = motion(_told(task, read, columns, "experts"), places, torch.arange(count), layers, columns).to_json()
     rows += motion_rows(moved)
     gram = centred_gram(read, len(chosen) * count, columns)
-    null = against_null(gram, list(places.values()), generator(task.params["seed"], "observe", "experts"))
-    draw_experts(ExpertPaths(gram, len(chosen), count, store.num_experts), task.out)
+    paths = ExpertPaths(gram, len(chosen), count, store.num_experts)
+    moves = displacement_gram(gram, paths.origins)  # else the plane shows how far apart the starts are, shuffled or not
+    null = against_null(moves, list(places.values()), generator(task.params["seed"], "observe", "experts"))
+    draw_experts(paths, task.out)
     draw_motion(moved, null, task.out, prefix="expert_", unit="epoch")
     distances = [path["distance_from_start"][-1] for path in moved["paths"].values()]
     return {"experts": store.num_experts, "experts_distance": sum(distances) / len(distances)}
