@@ -27,7 +27,7 @@ from benchmarks.output import between, facts_line, finish, table
 from benchmarks.pairs import clocked, interleave
 from ddcore.data.images import Images
 from ddcore.events import Reporter
-from ddcore.networks.backbones import OWN
+from ddcore.networks.names import OWN
 from ddcore.run import choose_device
 from ddcore.specs import GivenTeacherSpec, TeacherSpec
 from ddcore.ssl.train import Run
