@@ -72,7 +72,8 @@ def _against_chance(axes: Axes, null: dict[str, Any]) -> None:
     place, low, high = np.arange(len(recorded)), shuffled.min(0), shuffled.max(0)
     bars = axes.bar(place - 0.19, recorded, 0.36, color=BLUE, label="the run as recorded")
     axes.bar(place + 0.19, shuffled.mean(0), 0.36, color="#BBBBBB", label=f"its moves in random order (mean and range of {len(shuffled)})")
-    axes.errorbar(place + 0.19, shuffled.mean(0), [shuffled.mean(0) - low, high - shuffled.mean(0)], fmt="none", ecolor=INK, capsize=5)
+    spread = np.clip([shuffled.mean(0) - low, high - shuffled.mean(0)], 0.0, None)  # equal draws may be below zero by rounding
+    axes.errorbar(place + 0.19, shuffled.mean(0), spread, fmt="none", ecolor=INK, capsize=5)
     axes.bar_label(bars, fmt="%.0f %%", padding=3)
     for x, end, value in zip(place + 0.19, high, shuffled.mean(0), strict=True):
         axes.annotate(f"{value:.0f} %", (x, end), xytext=(0, 4), textcoords="offset points", ha="center", va="bottom")

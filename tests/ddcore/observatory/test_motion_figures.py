@@ -67,3 +67,12 @@ def test_many_paths_and_paths_that_stand_still_are_drawn(tmp_path: Path) -> None
     assert read_json(tmp_path, "expert_directions")["cosines"]["expert 1"] == [[None, None], [None, None]]
     assert set(read_json(tmp_path, "expert_motion")["paths"]) == set(paths)
     assert (tmp_path / "expert_motion.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_draws_that_are_all_alike_but_for_rounding_are_drawn(tmp_path: Path) -> None:
+    """Two steps have two orders, and equal shares in both: their mean may lie below their least by rounding."""
+    found, null = measured({"student": walk(0, 3)})
+    null["shuffled"] = [[0.9605054162, 0.0394945838]] * 20
+    shares = 100 * np.asarray(null["shuffled"])
+    assert (shares.mean(0) < shares.min(0)).any()
+    assert "motion" in draw_motion(found, null, tmp_path)
