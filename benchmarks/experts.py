@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from benchmarks.machine import DTYPES, choose_dtype, facts, prepare
 from benchmarks.output import between, facts_line, finish, table
-from benchmarks.pairs import clocked, interleave
+from benchmarks.pairs import add_options, clocked, interleave
 from benchmarks.reads import reads, reads_table
 from benchmarks.roofline import Sizes
 from benchmarks.settings import flat_convnet, threads_of
@@ -136,10 +136,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="K", help=f"{text} (%(default)s)")
     parser.add_argument("--parameters", type=int, metavar="P", help="of the snapshots that are read; the last student's when absent")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "tf32"), help="auto: tf32 on CUDA, float32 elsewhere")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="as the engine decides when absent")
-    parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for the pairs of each row (at least three are made)")
+    add_options(parser, "row", 20.0)
     return parser.parse_args(arguments)
 
 

@@ -1,5 +1,6 @@
 """Time two things in turn in one process: a ratio of neighbours is hardly moved by what else the machine does."""
 
+import argparse
 import gc
 import statistics
 import time
@@ -44,6 +45,14 @@ class Pairs:
             "ms": round(statistics.median(self.ours) * 1e3, 4),
             "baseline_ms": round(statistics.median(self.baseline) * 1e3, 4),
         }
+
+
+def add_options(parser: argparse.ArgumentParser, each: str, seconds: float) -> None:
+    """Where, how often and how long: the same words for every benchmark. each: what one row is made for."""
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, help="as the engine decides when absent")
+    parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"time for the pairs of each {each} (at least three are made)")
 
 
 def interleave(

@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.machine import choose_dtype, facts, prepare
 from benchmarks.output import between, facts_line, finish, table
-from benchmarks.pairs import clocked, interleave
+from benchmarks.pairs import add_options, clocked, interleave
 from ddcore.data.images import Images
 from ddcore.events import Reporter
 from ddcore.networks.names import OWN
@@ -126,10 +126,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="K", help=f"{text} (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes a minute or more to begin with")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "tf32"), help="auto: tf32 on CUDA, float32 elsewhere")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="as the engine decides when absent")
-    parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for the pairs of each row (at least three are made)")
+    add_options(parser, "row", 20.0)
     return parser.parse_args(arguments)
 
 

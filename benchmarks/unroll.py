@@ -36,7 +36,7 @@ from benchmarks.exactness import gradients, max_relative_error
 from benchmarks.full_unroll import Problem, full_unroll
 from benchmarks.machine import DTYPES, Peaks, choose_dtype, facts, measure_peaks, prepare
 from benchmarks.output import between, facts_line, finish, table
-from benchmarks.pairs import clocked, interleave
+from benchmarks.pairs import add_options, clocked, interleave
 from benchmarks.roofline import least_seconds, passes_flops
 from benchmarks.settings import CIFAR, CORES, Setting, flat_convnet, make_core, setting, threads_of
 from ddcore.matching.adjoint import Memory
@@ -172,10 +172,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="auto, as in the engine: tf32 on CUDA, float32 elsewhere; tf32: float32 with products in TF32, both sides; bf16: our"
         " convolutions in bfloat16, against what auto is",
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="as the engine decides when absent")
-    parser.add_argument("--repeats", type=int, help="timed pairs; as many as fit --seconds when absent")
-    parser.add_argument("--seconds", type=float, default=45.0, help="time for the pairs of each N (at least three are made)")
+    add_options(parser, "N", 45.0)
     parser.add_argument("--core", default="auto", choices=CORES)
     cache = parser.add_mutually_exclusive_group()
     cache.add_argument("--cached", action="store_true", default=True, help="keep all steps' passes while timing (the default)")

@@ -54,6 +54,7 @@ class Every:
         self._last = self.clock()
 
     def due(self) -> bool:
+        """Whether that long has passed since it last said so."""
         now = self.clock()
         if now - self._last < self.seconds:
             return False

@@ -79,6 +79,7 @@ class Expert:
 
     @staticmethod
     def restore(state: dict[str, Tensor], snapshots: list[Tensor], losses: list[float], device: torch.device) -> "Expert":
+        """Where `state` was taken: at the end of the last of the epochs that `snapshots` and `losses` tell of."""
         random = torch.Generator()
         random.set_state(state["random"])
         theta = state["theta"].to(device)

@@ -97,6 +97,7 @@ class Deltas:
         return torch.stack(rows)
 
     def row(self, expert: int, snapshot: int) -> Tensor:
+        """One snapshot, float32 [P], put together from the start and all differences before it."""
         if snapshot == 0:
             return self.start[expert]
         reached = self.start[expert] + self.deltas[expert, 0]

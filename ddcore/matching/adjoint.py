@@ -15,6 +15,7 @@ What is kept on the way is a choice, and changes no bit of the result: the last 
 other steps repeat it; and theta_t itself is kept, on the device or in host memory, or only every k-th and the rest repeated.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Inner:
             (found,) = torch.autograd.grad(self.augment(x, step), x, d_x)
         return found
 
+    @functools.cached_property  # read in every step, and one flat vector each time it is made
     def rates(self) -> Tensor:
         """The rate of every parameter: [], or [P] where each layer has its own."""
         return self.rate if self.rate.ndim == 0 else self.core.network.spread(self.rate)
@@ -77,7 +79,7 @@ class Inner:
         # Asked for even where it is dropped: autograd rounds differently when it records, and what is kept must change no bit.
         forward = self.core.gradient(theta, *self.batch(t), keep=True)
         velocity = forward.gradient if velocity is None else torch.add(forward.gradient, velocity, alpha=self.momentum)
-        return forward, torch.addcmul(theta, velocity, self.rates(), value=-1), velocity
+        return forward, torch.addcmul(theta, velocity, self.rates, value=-1), velocity
 
 
 @dataclass
@@ -140,7 +142,7 @@ def run_inner(inner: Inner, start: Tensor, memory: Memory = Memory()) -> InnerRu
 
 def pull_back(run: InnerRun, end: Tensor) -> Gradients:
     """Carry `end` = dL/dtheta_N [P] back to the start of `run`."""
-    inner, rates = run.inner, run.inner.rates()
+    inner, rates = run.inner, run.inner.rates
     a, c = end, torch.zeros_like(end)
     d_images, d_targets, d_rate = torch.zeros_like(inner.images), torch.zeros_like(inner.targets), torch.zeros_like(inner.rate)
     for t in reversed(range(len(inner.batches))):

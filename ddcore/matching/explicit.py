@@ -86,6 +86,7 @@ class ExplicitConvNet(Core):
 
     @torch.no_grad()
     def pull_back(self, theta: Tensor, x: Tensor, y: Tensor, direction: Tensor, kept: Any = None) -> Backward:
+        """As `Core.pull_back`; what is kept is taken apart on the way, so it serves once."""
         done: Pass = kept or self._there_and_back(theta, x, y, None)[1]
         parts, dots, d_theta = done.parts, self._parts(direction), torch.empty_like(theta)
         dotted, h_dots = self._tangent(dots, done)

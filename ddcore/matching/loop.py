@@ -47,6 +47,7 @@ class State:
 
     @staticmethod
     def begin(spec: MKDTSpec, images: torch.Tensor, targets: torch.Tensor, rate: torch.Tensor, random: torch.Generator) -> "State":
+        """Before the first iteration; the tensors are those that will be changed, in place."""
         groups = [
             {"params": [images], "lr": spec.lr_images},
             {"params": [targets], "lr": spec.lr_targets},
@@ -95,7 +96,7 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
 
 
 def _plan(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, views: Views | None) -> Memory:
-    """What an iteration keeps, from one step measured on a whole batch."""
+    """What an iteration keeps, from one step measured on parts of a batch and the memory that is free."""
     device, size = state.images.device, min(spec.batch_size, len(state.images))
     batches = [torch.arange(size, device=device)] * spec.inner_steps
     inner = Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views)
