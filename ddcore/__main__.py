@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ddcore.checks import DatasetFacts
 from ddcore.data.archives import inspect
 from ddcore.data.builtins import BUILTINS, facts
 from ddcore.errors import DdcoreError, SpecError, Stopped
 from ddcore.events import Event, Reporter
-from ddcore.plan import DatasetFacts, Plan, Step, plan_distill, plan_evaluate, plan_observe
+from ddcore.plan import Plan, Step, plan_distill, plan_evaluate, plan_observe
 from ddcore.run import choose_device, keep_freed_memory, run_plan, set_deterministic
 from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec
 from ddcore.task import Resources

@@ -1,20 +1,17 @@
-"""From a spec to the graph of steps that compute it, written once and torch-free; and the checks that need the data set's facts.
+"""From a spec to the graph of steps that compute it, written once and torch-free.
 
 A step is named, in the end, by its key: the sha256 of all that determines its output. Two jobs whose steps have equal keys share
 the work. Whatever does not change the output (names, job, machine) stays out of `params`.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddcore.errors import Problem, SpecError
-from ddcore.networks.names import check_backbone, check_patches
-from ddcore.networks.student_sizes import check_halvings, check_student
-from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MethodSpec, MKDTSpec, ObserveSpec, Spec
+from ddcore.checks import DatasetFacts, as_distillation, check_distill, check_evaluate, check_observe, digest
+from ddcore.errors import SpecError
+from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, MethodSpec, MKDTSpec, ObserveSpec, Spec
 
 # Raise a number when a change makes that kind of step compute something else: old results are then no longer reused.
 STEP_VERSION: dict[str, int] = {
@@ -31,26 +28,7 @@ STEP_VERSION: dict[str, int] = {
     "observe": 1,
 }
 
-LEAST_SNAPSHOTS = 3  # to be observed: two steps are the least that can differ in direction
 SUBSET_HORIZON = 80  # pre-training steps for a set that was selected, not matched: MKDT's own 40 steps, over two windows
-
-
-@dataclass(frozen=True)
-class DatasetFacts:
-    """What is known of a dataset before any worker reads it.
-
-    source: `{"builtin": name}` or `{"archive": sha256}`; it names the dataset for good. class_counts is None without labels.
-    """
-
-    name: str
-    source: dict[str, str]
-    num_images: int
-    image_shape: tuple[int, int, int]  # channels, height, width
-    class_counts: tuple[int, ...] | None
-
-    @property
-    def digest(self) -> str:
-        return digest(self.source)
 
 
 @dataclass(frozen=True)
@@ -63,12 +41,6 @@ class Step:
     inputs: dict[str, tuple[str, ...]]
     key: str
     queue: str = "gpu"  # "gpu": wants the accelerator; "cpu": does not
-
-
-def digest(value: Any) -> str:
-    """The sha256 of `value` as canonical JSON (sorted keys, no spaces, no NaN)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass
@@ -242,19 +214,6 @@ def plan_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts,
     return plan
 
 
-def as_distillation(spec: ObserveSpec) -> DistillSpec:
-    """The distillation whose teacher and experts an observation watches: it shares its steps with one of equal settings."""
-    return DistillSpec(
-        dataset=spec.dataset,
-        num_images=1,
-        teacher=spec.teacher,
-        student=spec.student,
-        experts=ExpertsSpec(num=max(1, spec.experts)),
-        method=MKDTSpec(expert_epochs=spec.epochs, max_start_epoch=0),
-        seed=spec.seed,
-    )
-
-
 def plan_observe(spec: ObserveSpec, facts: DatasetFacts) -> Plan:
     """Steps of an observation; the last is `observe`. Raises `SpecError`.
 
@@ -275,86 +234,3 @@ def plan_observe(spec: ObserveSpec, facts: DatasetFacts) -> Plan:
     params = {"seed": spec.seed} | ({"student": _dump(spec.student)} if spec.experts else {})
     plan.add("observe", "observe", params, seen, queue="cpu")
     return plan
-
-
-def check_observe(spec: ObserveSpec, facts: DatasetFacts) -> list[Problem]:
-    """What in an observation makes no sense for its dataset; empty if nothing."""
-    problems = [one for one in check_distill(as_distillation(spec), facts) if spec.experts or one.loc[0] != "student"]
-    if not isinstance(spec.teacher, GivenTeacherSpec) and spec.teacher.snapshots < LEAST_SNAPSHOTS:
-        said = "too few snapshots of a run to tell how it turned"
-        problems.append(Problem(("teacher", "snapshots"), said, spec.teacher.snapshots, f"{LEAST_SNAPSHOTS} or more"))
-    return problems
-
-
-def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
-    """What in the spec makes no sense for this dataset; empty if nothing."""
-    problems = []
-    _, height, width = facts.image_shape
-    if spec.num_images > facts.num_images:
-        problems.append(
-            Problem(
-                ("num_images",), f"dataset {facts.name} has only {facts.num_images} images", spec.num_images, f"1 to {facts.num_images}"
-            )
-        )
-    if not isinstance(spec.teacher, GivenTeacherSpec) and facts.num_images < 16:
-        problems.append(Problem(("dataset",), "a teacher cannot be trained on so few images", facts.num_images, "16 images or more"))
-    problems += check_student(("student",), spec.student, facts.image_shape)
-    problems += check_backbone(spec.teacher)
-    problems += check_patches(spec.teacher.backbone, height, width)
-    if spec.teacher.backbone.name == "convnet":
-        problems += check_halvings(("teacher", "backbone", "depth"), spec.teacher.backbone.depth, height, width)
-    if spec.teacher.min_knn_accuracy > 0 and facts.class_counts is None:
-        problems.append(
-            Problem(
-                ("teacher", "min_knn_accuracy"), f"dataset {facts.name} has no labels to measure it on", spec.teacher.min_knn_accuracy, "0"
-            )
-        )
-    return problems
-
-
-def check_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]) -> list[Problem]:
-    """What in an evaluation makes no sense for its datasets; empty if nothing."""
-    problems: list[Problem] = []
-    for i, network in enumerate(spec.networks):
-        problems += check_student(("networks", i), network, facts.image_shape)
-    for i, task in enumerate(spec.downstream):
-        train, test = downstream[task.train], downstream[task.test]
-        for role, one in (("train", train), ("test", test)):
-            if one.class_counts is None:
-                problems.append(
-                    Problem(("downstream", i, role), f"dataset {one.name} has no labels", getattr(task, role), "a labelled dataset")
-                )
-        if train.class_counts is None or test.class_counts is None:
-            continue
-        if len(train.class_counts) != len(test.class_counts):
-            problems.append(
-                Problem(
-                    ("downstream", i, "test"),
-                    "train and test have different classes",
-                    len(test.class_counts),
-                    f"{len(train.class_counts)} classes",
-                )
-            )
-        for j, fraction in enumerate(spec.label_fractions):
-            rarest = min(train.class_counts)
-            if labels_of_class(fraction, rarest) < 1:
-                problems.append(
-                    Problem(
-                        ("label_fractions", j),
-                        f"leaves the rarest class of {train.name} ({rarest} {'image' if rarest == 1 else 'images'}) without a label",
-                        fraction,
-                        f"{_least_fraction(rarest)} or more" if rarest else "a dataset with images in every class",
-                    )
-                )
-    return problems
-
-
-def _least_fraction(count: int) -> float:
-    """The smallest label fraction of four decimals or so that leaves a class of `count` images one label."""
-    scale = 10.0 ** (4 + len(str(count)))
-    return math.ceil(0.5 / count * scale) / scale
-
-
-def labels_of_class(fraction: float, count: int) -> int:
-    """How many of a class's `count` images keep their label in a stratified draw of `fraction`: rounded half up."""
-    return math.floor(fraction * count + 0.5)

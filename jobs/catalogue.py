@@ -9,10 +9,11 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ddcore.checks import DatasetFacts, digest
 from ddcore.data import builtins
 from ddcore.data.archives import ArchiveFacts, Limits, inspect
 from ddcore.errors import DdcoreError
-from ddcore.plan import DatasetFacts, digest, plan_dataset
+from ddcore.plan import plan_dataset
 from jobs.bodies import Error
 from jobs.database import lock_graph, now
 from jobs.errors import UnknownDataset

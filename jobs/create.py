@@ -7,7 +7,7 @@ from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ddcore.plan import as_distillation, digest
+from ddcore.checks import as_distillation, digest
 from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec
 from jobs import catalogue
 from jobs.bodies import Body

@@ -6,8 +6,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from ddcore.checks import DatasetFacts
 from ddcore.errors import Problem, SpecError
-from ddcore.plan import DatasetFacts, Plan, plan_distill, plan_evaluate, plan_observe
+from ddcore.plan import Plan, plan_distill, plan_evaluate, plan_observe
 from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec
 from jobs import catalogue, checkpoints
 from jobs.errors import UnknownDataset

@@ -7,8 +7,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from ddcore.checks import DatasetFacts
 from ddcore.errors import Problem, SpecError
-from ddcore.plan import DatasetFacts
 
 RESIZED = 64  # pixels: sets of varying size are resized (shorter side, bicubic) and cropped to the centre square of this side
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from ddcore.plan import labels_of_class
+from ddcore.checks import labels_of_class
 
 
 def stratified(labels: Tensor, fraction: float, generator: Generator, least: int = 0) -> Tensor:

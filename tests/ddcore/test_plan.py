@@ -8,23 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddcore import plan as planning
+from ddcore.checks import DatasetFacts, check_distill, check_evaluate, check_observe, digest, labels_of_class
 from ddcore.data.builtins import facts
 from ddcore.errors import SpecError
 from ddcore.networks.student_sizes import num_parameters
-from ddcore.plan import (
-    DatasetFacts,
-    check_distill,
-    check_evaluate,
-    check_observe,
-    digest,
-    expert_epochs,
-    horizon,
-    labels_of_class,
-    plan_dataset,
-    plan_distill,
-    plan_evaluate,
-    plan_observe,
-)
+from ddcore.plan import expert_epochs, horizon, plan_dataset, plan_distill, plan_evaluate, plan_observe
 from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec, StudentSpec
 
 DIGITS = facts("digits-train")

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ddcore.checks import DatasetFacts
 from ddcore.data.builtins import BUILTINS, facts
-from ddcore.plan import DatasetFacts, plan_distill
+from ddcore.plan import plan_distill
 from ddcore.presets import PRESETS
 from ddcore.specs import DinoSpec, DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec, StudentSpec, merge
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from ddcore.checks import labels_of_class
 from ddcore.evaluation.draws import split, stratified
-from ddcore.plan import labels_of_class
 from ddcore.task import generator
 
 LABELS = torch.tensor([0] * 100 + [1] * 35 + [2] * 7)[torch.randperm(142, generator=torch.Generator().manual_seed(0))]

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from ddcore.checks import DatasetFacts
 from ddcore.errors import DdcoreError
 from ddcore.evaluation import tune
 from ddcore.evaluation.tune import tune_rates
-from ddcore.plan import DatasetFacts, plan_evaluate
+from ddcore.plan import plan_evaluate
 from ddcore.specs import DistillSpec, EvaluateSpec
 from ddcore.task import Task
 

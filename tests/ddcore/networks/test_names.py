@@ -1,9 +1,10 @@
 import pytest
 from pydantic import TypeAdapter
 
+from ddcore.checks import DatasetFacts
 from ddcore.errors import SpecError
 from ddcore.networks.names import check_backbone
-from ddcore.plan import DatasetFacts, plan_distill
+from ddcore.plan import plan_distill
 from ddcore.specs import DistillSpec, TeacherSpec
 from tests.ddcore.networks.write_names import FOLDER, listing
 
