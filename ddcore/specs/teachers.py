@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ddcore.specs.fields import Count, NonNegative, Positive, Scale, Spec
 
@@ -37,6 +37,13 @@ class _Teacher(Spec):
     warmup_epochs: int = Field(10, ge=0)
     augment: AugmentSpec = AugmentSpec()
     snapshots: int = Field(20, ge=2, le=1000, description="parameter snapshots kept of the run, evenly spaced, for its trajectory")
+    gradient_batches: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="batches, at least 2, whose gradients are compared a few times during the run, beside its own: each costs about a"
+        " training step; 0 measures nothing, and 16 is plenty",
+    )
     min_knn_accuracy: float = Field(0.0, ge=0.0, le=100.0, description="percent; a labelled run below it fails as collapsed")
     amp: bool = Field(True, description="bfloat16 autocast on CUDA")
     cpu_amp: bool = Field(
@@ -44,6 +51,13 @@ class _Teacher(Spec):
         description="the same on a CPU: less time for a ResNet if the processor multiplies bfloat16 (avx512_bf16, AMX), more for a ConvNet",
     )
     compile: bool = Field(False, description="torch.compile the backbone: up to a minute to begin with, for less time a step in long runs")
+
+    @field_validator("gradient_batches")
+    @classmethod
+    def _one_batch_has_no_scatter(cls, batches: int) -> int:
+        if batches == 1:
+            raise ValueError("one gradient differs from no other: give 0, or at least 2")
+        return batches
 
 
 class DinoSpec(_Teacher):
