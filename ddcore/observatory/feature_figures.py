@@ -6,10 +6,16 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from ddcore.observatory.canvas import BLUE, GREEN, INK, ORANGE, QUIET, grid, new_figure, save_figure, style
+from ddcore.observatory.canvas import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, grid, new_figure, save_figure, style
 from ddcore.ssl.measure import LEAST_RANK
 
-LOOKS = {"student": (BLUE, "o", "-"), "teacher": (ORANGE, "s", "--")}
+LOOKS = {
+    "student": (BLUE, "o", "-"),
+    "teacher": (ORANGE, "s", "--"),
+    "experts": (GREEN, "^", "-"),
+    "experts' encoder": (PURPLE, "D", "--"),
+}
+WHOSE = {"experts": "all parameters", "experts' encoder": "encoder alone"}
 PANELS = {
     "knn": ("How well do neighbours share a class?", "k-NN accuracy (percent)"),
     "rank": ("How many directions are in use?", "effective rank of the features"),
@@ -49,31 +55,36 @@ def draw_features(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         save_figure(figure, folder, "features", {"rows": [dict(row) for row in rows]})
 
 
-def draw_noise(found: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """noise: what runs share, how they scatter, and the ratio; found: a network's name -> `ddcore.observatory.noise.noise_to_signal`."""
+def draw_noise(
+    found: Mapping[str, Mapping[str, Any]], folder: Path, figure_name: str = "noise", unit: str = "training step", what: str = "runs"
+) -> None:
+    """What runs share, how they scatter, and the ratio of the two.
+
+    found: a network's name -> `ddcore.observatory.noise.noise_to_signal`; unit: what its steps count; what: which paths these are.
+    """
     runs = next(iter(found.values()))["runs"]
     with style():
         figure = new_figure(11.0, 5.4)
         figure.suptitle(
-            f"{runs} runs from one start: how much of their motion is shared, how much is chance?", x=0.01, ha="left", fontsize=14
+            f"{runs} {what} from one start: how much of their motion is shared, how much is chance?", x=0.01, ha="left", fontsize=14
         )
         left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
         for name, one in found.items():
             colour, marker, _ = LOOKS.get(name, (GREEN, "^", "-"))
-            whose = f", {name}" if len(found) > 1 else ""
+            whose = f", {WHOSE.get(name, name)}" if len(found) > 1 else ""
             look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5}
-            left.plot(one["step"], one["signal"], **look, label=f"signal: shared by all runs{whose}")
-            left.plot(one["step"], one["noise"], **look, markerfacecolor="white", linestyle=":", label=f"noise: each run's own{whose}")
+            left.plot(one["step"], one["signal"], **look, label=f"signal: shared by all {what}{whose}")
+            left.plot(one["step"], one["noise"], **look, markerfacecolor="white", linestyle=":", label=f"noise: each one's own{whose}")
             _ratios(right, one, name)
-        _finish(left, "How far the runs have moved from their start", "distance in parameters (L2)")
-        _finish(right, "Noise as a multiple of the signal", "noise / signal")
+        _finish(left, f"How far the {what} have moved from their start", "distance in parameters (L2)", unit)
+        _finish(right, "Noise as a multiple of the signal", "noise / signal", unit)
         right.axhline(1.0, color=INK, linewidth=1.2, linestyle="--", label="noise as large as the signal")
         highest = max((ratio for one in found.values() for ratio in one["ratio"] if ratio is not None), default=1.0)
         right.set_ylim(0, 1.15 * max(1.0, highest))
         right.set_xlim(left.get_xlim())
         entries = {label: handle for axes in (left, right) for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3)
-        save_figure(figure, folder, "noise", {name: dict(one) for name, one in found.items()})
+        save_figure(figure, folder, figure_name, {name: dict(one) for name, one in found.items()})
 
 
 def _ratios(axes: Axes, one: Mapping[str, Any], name: str) -> None:
@@ -98,9 +109,9 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], name: str, label: 
     axes.plot(x, y, color=colour, marker=marker, markersize=5, linestyle=line, linewidth=2.0, label=label)
 
 
-def _finish(axes: Axes, title: str, unit: str) -> None:
+def _finish(axes: Axes, title: str, quantity: str, unit: str = "training step") -> None:
     axes.set_title(title)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(unit)
+    axes.set_xlabel(unit)
+    axes.set_ylabel(quantity)
     axes.set_ylim(bottom=0)
     grid(axes)

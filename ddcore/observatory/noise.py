@@ -1,7 +1,8 @@
-"""How much of a run's motion is its own chance: runs from one initialisation, compared by inner products alone."""
+"""How much of motion is chance: of whole runs from one initialisation, and of one step, whose gradient depends on its batch."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,13 +49,42 @@ def noise_to_signal(gram: Tensor, paths: Sequence[Tensor], step: Tensor) -> dict
     return found
 
 
+@dataclass
+class Scatter:
+    """The same estimates from vectors that come one after another, such as the gradients of B batches: only their sum is kept.
+
+    noise^2 is the total variance of one vector over all its dimensions, signal^2 the squared length of the vectors' true mean.
+    """
+
+    count: int = 0
+    total: Tensor | None = None  # float64 [P], the sum of all vectors
+    squares: float = 0.0  # the sum of their squared lengths
+
+    def add(self, vector: Tensor) -> None:
+        """vector: [P]."""
+        own = vector.detach().double()
+        self.total = own.clone() if self.total is None else self.total.add_(own)
+        self.squares += float(own.square().sum())
+        self.count += 1
+
+    def ratio(self) -> float | None:
+        """noise / signal; None where signal^2 is not positive. Raises ValueError for fewer than two vectors."""
+        if self.total is None or self.count < 2:
+            raise ValueError(f"scatter is what differs between vectors: {self.count} given, at least 2 are needed")
+        signal, noise = _estimates(self.squares, float(self.total.square().sum()), self.count)
+        return noise / signal if signal > 0 else None
+
+
+def _estimates(own: float, all_pairs: float, count: int) -> tuple[float, float]:
+    """Signal and noise of `count` vectors, from sum_k |v_k|^2 and |sum_k v_k|^2."""
+    noise = (own - all_pairs / count) / (count - 1)
+    signal = (all_pairs - own) / (count * (count - 1))
+    return math.sqrt(max(signal, 0.0)), math.sqrt(max(noise, 0.0))
+
+
 def _lengths(block: Tensor) -> tuple[float, float]:
     """Signal and noise from the inner products [K, K] of displacements."""
-    runs = len(block)
-    own, all_pairs = float(block.diagonal().sum()), float(block.sum())
-    noise = (own - all_pairs / runs) / (runs - 1)
-    signal = (all_pairs - own) / (runs * (runs - 1))
-    return math.sqrt(max(signal, 0.0)), math.sqrt(max(noise, 0.0))
+    return _estimates(float(block.diagonal().sum()), float(block.sum()), len(block))
 
 
 def _ratio(block: Tensor) -> float | None:

@@ -4,26 +4,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ddcore.data.images import load_dataset
 from ddcore.errors import DdcoreError
-from ddcore.experts.store import Trajectories
 from ddcore.networks.backbones import build_backbone
-from ddcore.networks.flat import build_student
 from ddcore.observatory.curves import draw_losses
+from ddcore.observatory.experts import observe_experts
 from ddcore.observatory.feature_figures import draw_features, draw_noise
 from ddcore.observatory.motion import joined, motion
 from ddcore.observatory.motion_figures import draw_motion
 from ddcore.observatory.noise import noise_to_signal
 from ddcore.observatory.null import against_null
-from ddcore.observatory.pca import Read, centred_gram, displacement_gram
-from ddcore.observatory.recordings import ExpertPaths, TeacherPaths, drawn_experts, read_history, teacher_arrays
+from ddcore.observatory.pca import centred_gram
+from ddcore.observatory.recordings import TeacherPaths, read_history, teacher_arrays, told
 from ddcore.observatory.snapshots import per_snapshot
 from ddcore.observatory.tidy import Row, feature_rows, history_rows, motion_rows, noise_rows
-from ddcore.observatory.trajectories import draw_experts, draw_teacher
-from ddcore.specs import BackboneSpec, StudentSpec
+from ddcore.observatory.trajectories import draw_teacher
+from ddcore.specs import BackboneSpec
 from ddcore.task import Task, generator
 
 TABLE = "observations.json"
@@ -45,7 +43,7 @@ def observe(task: Task) -> dict[str, Any]:
     if len(runs) > 1:
         summary |= _noise(task, runs, rows)
     if shards := task.inputs.get("experts"):
-        summary |= _experts(task, shards, facts, rows)
+        summary |= observe_experts(task, shards, facts, rows)
     summary["figures"] = sorted(path.stem for path in task.out.glob("*.png"))
     (task.out / TABLE).write_text(json.dumps({"facts": summary, "rows": rows}, allow_nan=False))
     return summary
@@ -57,7 +55,7 @@ def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row]) -
     read, places, columns = joined(arrays, {name: array.get_shape() for name, array in arrays.items()})
     data, spec = load_dataset(task.input("dataset")), BackboneSpec(**facts["backbone"])
     layers = layers_of(build_backbone(spec, data.shape[0], (data.shape[1], data.shape[2])))
-    moved = motion(_told(task, read, columns, "motion"), places, step, layers, columns).to_json()
+    moved = motion(told(task.reporter, read, columns, "motion"), places, step, layers, columns).to_json()
     paths = TeacherPaths(centred_gram(read, len(arrays) * len(step), columns), tuple(arrays), step)
     null = against_null(paths.gram, [paths.rows(name) for name in paths.names], generator(task.params["seed"], "observe", "null"))
     features = per_snapshot(folder, data.to(task.device), spec, SAMPLE, task.reporter)
@@ -91,49 +89,14 @@ def _noise(task: Task, runs: list[Path], rows: list[Row]) -> dict[str, Any]:
             read, places, columns = joined(arrays, {run: array.get_shape() for run, array in arrays.items()})
         except ValueError as error:  # they share no space
             raise DdcoreError("missing_input", str(error), "observe runs of one network, all recorded with the same settings") from error
-        gram = centred_gram(_told(task, read, columns, f"{name}s of all runs"), sum(map(len, places.values())), columns)
+        gram = centred_gram(told(task.reporter, read, columns, f"{name}s of all runs"), sum(map(len, places.values())), columns)
         found[name] = noise_to_signal(gram, list(places.values()), recorded[0][1])
         rows += noise_rows(name, found[name])
     draw_noise(found, task.out)
     return {f"noise_to_signal_{name}": one["ratio"][-1] for name, one in found.items()}
 
 
-def _experts(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
-    """The experts, each from a start of its own: their planes and their motion."""
-    store = Trajectories(shards)
-    chosen = drawn_experts(store)
-    shape = load_dataset(task.input("dataset")).shape
-    network = build_student(StudentSpec(**task.params["student"]), shape, facts["feature_dim"])
-    count, columns = store.num_snapshots, store.num_parameters
-
-    def read(first: int, last: int) -> Tensor:
-        return torch.cat([store.columns(expert, first, last) for expert in chosen])
-
-    places = {f"expert {expert}": torch.arange(n * count, (n + 1) * count) for n, expert in enumerate(chosen)}
-    layers = list(zip(network.layer_names, network.layer_sizes, strict=True))
-    moved = motion(_told(task, read, columns, "experts"), places, torch.arange(count), layers, columns).to_json()
-    rows += motion_rows(moved)
-    gram = centred_gram(read, len(chosen) * count, columns)
-    paths = ExpertPaths(gram, len(chosen), count, store.num_experts)
-    moves = displacement_gram(gram, paths.origins)  # else the plane shows how far apart the starts are, shuffled or not
-    null = against_null(moves, list(places.values()), generator(task.params["seed"], "observe", "experts"))
-    draw_experts(paths, task.out)
-    draw_motion(moved, null, task.out, prefix="expert_", unit="epoch")
-    distances = [path["distance_from_start"][-1] for path in moved["paths"].values()]
-    return {"experts": store.num_experts, "experts_distance": sum(distances) / len(distances)}
-
-
 def layers_of(module: nn.Module) -> list[tuple[str, int]]:
     """(name, parameters) of each module with parameters of its own, in the order in which flat snapshots hold them."""
     own = [(name, sum(p.numel() for p in part.parameters(recurse=False))) for name, part in module.named_modules()]
     return [(name or type(module).__name__, size) for name, size in own if size]
-
-
-def _told(task: Task, read: Read, columns: int, what: str) -> Read:
-    """The same reader, which says how far it is and can be stopped."""
-
-    def told(first: int, last: int) -> Tensor:
-        task.reporter.progress(first, columns, "parameters", what)
-        return read(first, last)
-
-    return told

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ddcore.errors import DdcoreError
+from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
-from ddcore.observatory.pca import centred_gram
+from ddcore.observatory.pca import Read, centred_gram
 from ddcore.ssl.trajectory import NAME
 
 MOST_EXPERTS = 50  # drawn; more would hide one another, and the Gram matrix grows with their square
@@ -94,6 +95,16 @@ def teacher_arrays(folder: Path) -> tuple[dict[str, Any], Tensor]:
     file = _open(folder / NAME)
     names = [name for name in ("student", "teacher") if name in file.keys()]  # noqa: SIM118 - not a dict
     return {name: file.get_slice(name) for name in names}, file.get_tensor("step")
+
+
+def told(reporter: Reporter, read: Read, columns: int, what: str) -> Read:
+    """The same reader of `columns` parameters, which says how far it is and can be stopped."""
+
+    def reading(first: int, last: int) -> Tensor:
+        reporter.progress(first, columns, "parameters", what)
+        return read(first, last)
+
+    return reading
 
 
 def read_history(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddcore.observatory.noise import noise_to_signal
+from ddcore.observatory.noise import Scatter, noise_to_signal
 from ddcore.observatory.pca import centred_gram
 
 STEP = torch.tensor([0, 10, 20, 30])
@@ -80,3 +80,18 @@ def test_one_run_and_runs_of_unequal_length_are_refused() -> None:
         noise_to_signal(gram, [torch.arange(4)], STEP)
     with pytest.raises(ValueError, match=r"\[3, 4\]"):
         noise_to_signal(gram, [torch.arange(4), torch.arange(4, 7)], STEP)
+
+
+def test_vectors_one_by_one_give_the_same_as_all_at_once() -> None:
+    vectors = runs_of(6)[:, 1].float()
+    scatter = Scatter()
+    for vector in vectors:
+        scatter.add(vector)
+    noise, signal = slow(vectors.double().numpy())
+    assert scatter.ratio() == pytest.approx(noise / signal, rel=1e-9)
+    apart = Scatter()
+    for vector in (torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0])):
+        apart.add(vector)
+    assert apart.ratio() is None
+    with pytest.raises(ValueError, match="0 given"):
+        Scatter().ratio()

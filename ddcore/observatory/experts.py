@@ -1,0 +1,80 @@
+"""What an observation shows of experts: how they move, and how much of their motion is chance."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddcore.data.images import load_dataset
+from ddcore.errors import DdcoreError
+from ddcore.experts.store import Trajectories
+from ddcore.networks.flat import FlatNetwork, build_student
+from ddcore.observatory.feature_figures import draw_noise
+from ddcore.observatory.motion import motion
+from ddcore.observatory.motion_figures import draw_motion
+from ddcore.observatory.noise import noise_to_signal
+from ddcore.observatory.null import against_null
+from ddcore.observatory.pca import Read, centred_gram, displacement_gram, distances
+from ddcore.observatory.recordings import ExpertPaths, drawn_experts, told
+from ddcore.observatory.tidy import Row, motion_rows, noise_rows
+from ddcore.observatory.trajectories import draw_experts
+from ddcore.specs import StudentSpec
+from ddcore.task import Task, generator
+
+ALL, ENCODER = "experts", "experts' encoder"  # what noise is measured over
+
+
+def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+    """The experts' planes and motion; where `params` say that they share their start, also their noise against their signal.
+
+    Adds to `rows`, draws into the task's folder, returns headline numbers.
+    """
+    store = Trajectories(shards)
+    chosen = drawn_experts(store)
+    shape = load_dataset(task.input("dataset")).shape
+    network = build_student(StudentSpec(**task.params["student"]), shape, facts["feature_dim"])
+    count, columns = store.num_snapshots, store.num_parameters
+    if network.num_parameters != columns:
+        detail = f"the experts have {columns:,} parameters, but the student of this observation has {network.num_parameters:,}"
+        raise DdcoreError("missing_input", detail, "observe experts of the network that `student` describes, on images of this size")
+
+    def read(first: int, last: int) -> Tensor:
+        return torch.cat([store.columns(expert, first, last) for expert in chosen])
+
+    places = {f"expert {expert}": torch.arange(n * count, (n + 1) * count) for n, expert in enumerate(chosen)}
+    layers = list(zip(network.layer_names, network.layer_sizes, strict=True))
+    moved = motion(told(task.reporter, read, columns, "experts"), places, torch.arange(count), layers, columns).to_json()
+    rows += motion_rows(moved)
+    encoder, gram = _grams(told(task.reporter, read, columns, "experts' plane"), len(chosen) * count, network)
+    paths = ExpertPaths(gram, len(chosen), count, store.num_experts)
+    moves = displacement_gram(gram, paths.origins)  # else the plane shows how far apart the starts are, shuffled or not
+    null = against_null(moves, list(places.values()), generator(task.params["seed"], "observe", "experts"))
+    draw_experts(paths, task.out)
+    draw_motion(moved, null, task.out, prefix="expert_", unit="epoch")
+    far = [path["distance_from_start"][-1] for path in moved["paths"].values()]
+    summary = {"experts": store.num_experts, "experts_distance": sum(far) / len(far)}
+    if task.params.get("same_start") and len(chosen) > 1:
+        summary |= _noise(task, paths, {ALL: gram, ENCODER: encoder}, list(places.values()), rows)
+    return summary
+
+
+def _grams(read: Read, rows: int, network: FlatNetwork) -> tuple[Tensor, Tensor]:
+    """Centred inner products over the encoder's parameters, which are all before the last layer's, and over all; read once."""
+    encoder = network.num_parameters - network.layer_sizes[-1]
+    first = centred_gram(read, rows, encoder)
+    return first, first + centred_gram(lambda begin, end: read(encoder + begin, encoder + end), rows, network.layer_sizes[-1])
+
+
+def _noise(task: Task, paths: ExpertPaths, grams: dict[str, Tensor], places: list[Tensor], rows: list[Row]) -> dict[str, Any]:
+    """Noise against signal over all parameters, and over the encoder alone, which compares with the paths of teachers' backbones."""
+    apart = float(distances(grams[ALL], paths.starts, paths.starts[:1].expand_as(paths.starts)).max())
+    moved = float(distances(grams[ALL], paths.starts + paths.snapshots - 1, paths.starts).mean())
+    if apart > 1e-3 * moved:
+        detail = f"the experts begin {apart:.3g} apart (L2) and move {moved:.3g}: their scatter is that of their starts, not of chance"
+        raise DdcoreError("missing_input", detail, "train the experts from one initialisation, or observe them with same_start false")
+    found = {name: noise_to_signal(gram, places, torch.arange(paths.snapshots)) for name, gram in grams.items()}
+    for name, one in found.items():
+        rows += noise_rows(name, one)
+    draw_noise(found, task.out, "expert_noise", "epochs trained", "experts")
+    return {f"noise_to_signal_experts{suffix}": found[name]["ratio"][-1] for name, suffix in ((ALL, ""), (ENCODER, "_encoder"))}
