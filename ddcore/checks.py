@@ -10,7 +10,7 @@ from typing import Any
 from ddcore.errors import Problem
 from ddcore.networks.names import check_backbone, check_patches
 from ddcore.networks.student_sizes import check_halvings, check_student
-from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, GivenTeacherSpec, MKDTSpec, ObserveSpec
+from ddcore.specs import DinoSpec, DinoTMSpec, DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec
 
 LEAST_SNAPSHOTS = 3  # to be observed: two steps are the least that can differ in direction
 
@@ -41,7 +41,10 @@ def digest(value: Any) -> str:
 
 def check_observe(spec: ObserveSpec, facts: DatasetFacts) -> list[Problem]:
     """What in an observation makes no sense for its dataset; empty if nothing."""
-    problems = [one for one in check_distill(as_distillation(spec), facts) if spec.experts or one.loc[0] != "student"]
+    unread = () if spec.experts else ("student", "method")
+    problems = [one for one in check_distill(as_distillation(spec), facts) if one.loc[0] not in unread]
+    if spec.path == "final":  # which any teacher may be followed by
+        problems = [one for one in problems if one.loc[0] != "method"]
     if not isinstance(spec.teacher, GivenTeacherSpec) and spec.teacher.snapshots < LEAST_SNAPSHOTS:
         said = "too few snapshots of a run to tell how it turned"
         problems.append(Problem(("teacher", "snapshots"), said, spec.teacher.snapshots, f"{LEAST_SNAPSHOTS} or more"))
@@ -65,6 +68,7 @@ def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
     problems += check_patches(spec.teacher.backbone, height, width)
     if spec.teacher.backbone.name == "convnet":
         problems += check_halvings(("teacher", "backbone", "depth"), spec.teacher.backbone.depth, height, width)
+    problems += _check_path(spec)
     if spec.teacher.min_knn_accuracy > 0 and facts.class_counts is None:
         problems.append(
             Problem(
@@ -72,6 +76,23 @@ def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
             )
         )
     return problems
+
+
+def _check_path(spec: DistillSpec) -> list[Problem]:
+    """What a DINO run's trajectory cannot be had from."""
+    method, teacher, ssl = spec.method, spec.teacher, spec.teacher.ssl
+    if not isinstance(method, DinoTMSpec):
+        return []
+    if ssl == "dino" or (method.path == "student" and ssl != "given"):
+        epochs = method.max_start_epoch + method.expert_epochs
+        if method.path in ("teacher", "student") and not isinstance(teacher, GivenTeacherSpec) and teacher.epochs < epochs:
+            said = f"the run is too short to record the {epochs} parts that windows span"
+            return [Problem(("teacher", "epochs"), said, teacher.epochs, f"{epochs} or more, or fewer method.max_start_epoch")]
+        if method.path == "staged" and isinstance(teacher, DinoSpec) and teacher.snapshots <= method.stages:
+            return [Problem(("teacher", "snapshots"), "stages are snapshots of the run", teacher.snapshots, f"more than {method.stages}")]
+        return []
+    said = f"there is no DINO run of a {ssl} teacher to match (path {method.path})"
+    return [Problem(("method", "name"), said, "dino_tm", "teacher.ssl dino, or method mkdt_plus")]
 
 
 def check_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]) -> list[Problem]:
@@ -129,7 +150,7 @@ def as_distillation(spec: ObserveSpec) -> DistillSpec:
         num_images=1,
         teacher=spec.teacher,
         student=spec.student,
-        experts=ExpertsSpec(num=max(1, spec.experts)),
-        method=MKDTSpec(expert_epochs=spec.epochs, max_start_epoch=0),
+        experts=spec.training.model_copy(update={"num": max(1, spec.experts)}),
+        method=DinoTMSpec(path=spec.path, expert_epochs=spec.epochs, max_start_epoch=0, lag=False),
         seed=spec.seed,
     )

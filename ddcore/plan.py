@@ -11,7 +11,8 @@ from typing import Any
 
 from ddcore.checks import DatasetFacts, as_distillation, check_distill, check_evaluate, check_observe, digest
 from ddcore.errors import SpecError
-from ddcore.specs import DistillSpec, EvaluateSpec, ExpertsSpec, MethodSpec, MKDTSpec, ObserveSpec, Spec
+from ddcore.experts.lag import epochs_to_record
+from ddcore.specs import DinoTMSpec, DistillSpec, EvaluateSpec, ExpertPath, ImprovedSpec, MatchingSpec, MethodSpec, ObserveSpec, Spec
 
 # Raise a number when a change makes that kind of step compute something else: old results are then no longer reused.
 STEP_VERSION: dict[str, int] = {
@@ -79,16 +80,32 @@ def plan_dataset(facts: DatasetFacts) -> Plan:
     return plan
 
 
-def expert_epochs(spec: DistillSpec) -> int:
+def expert_epochs(spec: DistillSpec, num_images: int) -> int:
     """How many epochs an expert must run: only as many as matching reads (one, for the high-loss score, if nothing is matched)."""
     method = spec.method
-    return method.max_start_epoch + method.expert_epochs if isinstance(method, MKDTSpec) else 1
+    if not isinstance(method, MatchingSpec):
+        return 1
+    epochs, lagging = method.max_start_epoch + method.expert_epochs, averaged(spec)
+    if lagging is None:
+        return epochs
+    return epochs_to_record(epochs, lagging, math.ceil(num_images / min(spec.experts.batch_size, num_images)))
+
+
+def averaged(spec: DistillSpec) -> float | None:
+    """The decay of the experts' averaged paths, if matching reads them later by their lag."""
+    compensated = isinstance(spec.method, ImprovedSpec) and spec.method.lag and path_of(spec) in ("final", "staged")
+    return spec.experts.ema if compensated else None
+
+
+def path_of(spec: DistillSpec) -> ExpertPath:
+    """What the experts of a distillation follow; see `DinoTMSpec.path`."""
+    return spec.method.path if isinstance(spec.method, DinoTMSpec) else "final"
 
 
 def horizon(spec: DistillSpec) -> int:
     """SGD steps of pre-training that the matched windows cover: windows laid end to end up to the last matched epoch."""
     method = spec.method
-    if not isinstance(method, MKDTSpec):
+    if not isinstance(method, MatchingSpec):
         return SUBSET_HORIZON
     return math.ceil(method.inner_steps * (method.max_start_epoch + method.expert_epochs) / method.expert_epochs)
 
@@ -107,35 +124,48 @@ def _targets(plan: Plan, dataset: str) -> str:
     return plan.add("targets", "targets", {}, {"dataset": [dataset], "teacher": ["teacher"]})
 
 
-def _experts(plan: Plan, spec: DistillSpec, dataset: str, targets: str) -> list[str]:
-    experts: ExpertsSpec = spec.experts
+def _experts(plan: Plan, spec: DistillSpec, facts: DatasetFacts, path: ExpertPath, epochs: int, same_start: bool = False) -> list[str]:
+    """Shards of experts; those of the finished teacher's targets may go by another name beside the ones that are matched."""
+    dataset, experts = add_dataset(plan, facts), spec.experts
+    inputs, name = {"dataset": [dataset], "targets": ["targets"]}, "experts" if path == path_of(spec) else "scorers"
+    more: dict[str, Any] = {} if path == "final" else {"path": path}
+    if same_start:
+        more["same_start"] = True
+    if path == "staged" and isinstance(spec.method, DinoTMSpec):
+        stages = {"dataset": [dataset], "teacher": ["teacher"]}
+        inputs["stages"] = [plan.add("stages", "targets", {"stages": spec.method.stages}, stages)]
+    elif path in ("teacher", "student"):
+        more["teacher"] = _dump(spec.teacher)
     names = []
     for shard, first in enumerate(range(0, experts.num, experts.per_shard)):
         params = {
             "experts": _dump(experts, "num", "per_shard"),
             "student": _dump(spec.student),
-            "epochs": expert_epochs(spec),
+            "epochs": epochs,
             "first": first,
             "count": min(experts.per_shard, experts.num - first),
             "seed": spec.seed,
         }
-        names.append(plan.add(f"experts-{shard}", "experts", params, {"dataset": [dataset], "targets": [targets]}))
+        names.append(plan.add(f"{name}-{shard}", "experts", params | more, inputs))
     return names
 
 
-def _set(plan: Plan, name: str, spec: DistillSpec, method: MethodSpec | dict[str, Any], seed: int) -> str:
+def _set(plan: Plan, name: str, spec: DistillSpec, facts: DatasetFacts, method: MethodSpec | dict[str, Any], seed: int) -> str:
     """Add the step that makes a set of images and targets by `method`, with whatever that method reads before it."""
-    facts_step, targets = next(s.name for s in plan if s.kind == "dataset"), "targets"
     fields = method if isinstance(method, dict) else _dump(method)
-    inputs: dict[str, list[str]] = {"dataset": [facts_step], "targets": [targets]}
-    params: dict[str, Any] = {"method": fields, "num_images": spec.num_images, "seed": seed}
-    params["rate"] = spec.experts.lr
-    if fields["name"] in ("mkdt", "high_loss"):
-        inputs["experts"] = _experts(plan, spec, facts_step, targets)
+    inputs: dict[str, list[str]] = {"dataset": [add_dataset(plan, facts)], "targets": ["targets"]}
+    params: dict[str, Any] = {"method": fields, "num_images": spec.num_images, "seed": seed, "rate": spec.experts.lr}
+    matches = isinstance(method, MatchingSpec)
+    if matches or fields["name"] == "high_loss":
+        path = path_of(spec)
+        scored = path == "final" or matches  # a high-loss score is that of the finished teacher's targets
+        inputs["experts"] = _experts(plan, spec, facts, path if scored else "final", expert_epochs(spec, facts.num_images) if scored else 1)
         params["student"] = _dump(spec.student)
-    if fields["name"] == "mkdt":
-        inputs["init"] = [_set(plan, f"init-{fields['init']}", spec, {"name": fields["init"]}, seed)]
-    return plan.add(name, "distill", params, inputs, queue="gpu" if fields["name"] in ("mkdt", "high_loss") else "cpu")
+    if matches:
+        inputs["init"] = [_set(plan, f"init-{fields['init']}", spec, facts, {"name": fields["init"]}, seed)]
+        if decay := averaged(spec):
+            params["pace"] = {"decay": decay, "batch_size": spec.experts.batch_size}
+    return plan.add(name, "distill", params, inputs, queue="gpu" if "experts" in inputs else "cpu")
 
 
 def plan_distill(spec: DistillSpec, facts: DatasetFacts) -> Plan:
@@ -144,9 +174,9 @@ def plan_distill(spec: DistillSpec, facts: DatasetFacts) -> Plan:
         raise SpecError(problems)
     plan = Plan()
     dataset, targets = _teacher_and_targets(plan, spec, facts)
-    made = _set(plan, "distill", spec, spec.method, spec.seed)
+    made = _set(plan, "distill", spec, facts, spec.method, spec.seed)
     plan.add("export", "export", {}, {"set": [made]}, queue="cpu")
-    shards = [s.name for s in plan if s.kind == "experts"]
+    shards = [s.name for s in plan if s.kind == "experts" and s.name.startswith("experts")]
     seen = {"dataset": [dataset], "teacher": ["teacher"], "targets": [targets], "experts": shards, "set": [made]}
     plan.add("figures", "figures", {"student": _dump(spec.student)}, seen, queue="cpu")
     return plan
@@ -163,7 +193,7 @@ def plan_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts,
     plan = Plan()
     _teacher_and_targets(plan, distill, facts)
     dataset = next(iter(plan)).name
-    made = _set(plan, "distill", distill, distill.method, distill.seed)
+    made = _set(plan, "distill", distill, facts, distill.method, distill.seed)
     steps = spec.pretrain.steps or horizon(distill)
     tasks = {
         "downstream_train": [add_dataset(plan, downstream[task.train]) for task in spec.downstream],
@@ -176,7 +206,7 @@ def plan_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts,
     def sets(seed: int) -> list[str]:
         """One set of images for each arm that has any, `distill` first; k-means and random draws differ from seed to seed."""
         own = {"random": f"random-{seed}", "k_means": f"k_means-{seed}", "high_loss": "high_loss"}
-        return [made] + [_set(plan, own[b], distill, {"name": b}, seed if b != "high_loss" else distill.seed) for b in rated]
+        return [made] + [_set(plan, own[b], distill, facts, {"name": b}, seed if b != "high_loss" else distill.seed) for b in rated]
 
     rates: list[str] = []
     if spec.pretrain.lr is None and rated:
@@ -225,12 +255,15 @@ def plan_observe(spec: ObserveSpec, facts: DatasetFacts) -> Plan:
     dataset = add_dataset(plan, facts)
     teachers = [_teacher(plan, distill, dataset)]
     for run in range(1, spec.runs):
-        params = {"teacher": _dump(spec.teacher), "seed": spec.seed, "run": run}
-        teachers.append(plan.add(f"teacher-{run}", "teacher", params, {"dataset": [dataset]}))
+        again = {"teacher": _dump(spec.teacher), "seed": spec.seed, "run": run}
+        teachers.append(plan.add(f"teacher-{run}", "teacher", again, {"dataset": [dataset]}))
     experts: list[str] = []
     if spec.experts:
-        experts = _experts(plan, distill, dataset, _targets(plan, dataset))
+        _targets(plan, dataset)
+        experts = _experts(plan, distill, facts, spec.path, spec.epochs, spec.same_start)
     seen = {"dataset": [dataset], "teacher": teachers, "experts": experts}
-    params = {"seed": spec.seed} | ({"student": _dump(spec.student)} if spec.experts else {})
+    params: dict[str, Any] = {"seed": spec.seed}
+    if spec.experts:
+        params |= {"student": _dump(spec.student), "path": spec.path, "same_start": spec.same_start}
     plan.add("observe", "observe", params, seen, queue="cpu")
     return plan

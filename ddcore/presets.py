@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "out_dim": 64,
             "hidden_dim": 64,
             "bottleneck_dim": 32,
-            "snapshots": 4,
+            "snapshots": 6,
             "augment": {"flip": False, "jitter": 0.0, "grayscale": 0.0},
         },
         "student": {"depth": 2, "width": 8},

@@ -19,9 +19,12 @@ DOING = {
 }
 
 
+MATCHING = ("mkdt", "mkdt_plus", "dino_tm")
+
+
 def doing(step: Step) -> str:
     """The work of one step."""
-    if step.kind == "distill" and step.params.get("method", {}).get("name") == "mkdt":
+    if step.kind == "distill" and step.params.get("method", {}).get("name") in MATCHING:
         return "matching trajectories"
     if step.kind == "teacher" and step.params.get("teacher", {}).get("ssl") == "given":
         return "loading the teacher"

@@ -12,7 +12,14 @@ from ddcore.specs import DistillSpec, Spec
 
 router = APIRouter(tags=["catalogue"])
 
-METHODS: tuple[type[Spec], ...] = (specs.MKDTSpec, specs.RandomSpec, specs.KMeansSpec, specs.HighLossSpec)
+METHODS: tuple[type[Spec], ...] = (
+    specs.MKDTSpec,
+    specs.MKDTPlusSpec,
+    specs.DinoTMSpec,
+    specs.RandomSpec,
+    specs.KMeansSpec,
+    specs.HighLossSpec,
+)
 TEACHERS: tuple[type[Spec], ...] = (specs.DinoSpec, specs.BarlowTwinsSpec, specs.SimCLRSpec, specs.GivenTeacherSpec)
 _ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 

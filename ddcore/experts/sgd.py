@@ -59,10 +59,10 @@ class Expert:
     losses: list[float] = field(default_factory=list)
 
     @staticmethod
-    def begin(network: FlatNetwork, spec: ExpertsSpec, seed: int, index: int, device: torch.device) -> "Expert":
+    def begin(network: FlatNetwork, spec: ExpertsSpec, seed: int, index: int, device: torch.device, same_start: bool = False) -> "Expert":
         """Expert `index` of the whole run: its stream of randomness does not depend on how experts are split into shards."""
         random = generator(seed, "expert", index)
-        start = network.init(random)
+        start = start_of(network, seed, index, same_start) if same_start else network.init(random)  # before its orders are drawn
         theta = start.to(device, copy=True)
         average = theta if spec.ema is None else theta.clone()
         return Expert(theta, torch.zeros_like(theta), average, random, torch.zeros((), device=device), [start])
@@ -90,6 +90,11 @@ class Expert:
         self.losses.append(mean_loss)
         self.snapshots.append(self.average.to("cpu", copy=True))
         self.loss_sum.zero_()
+
+
+def start_of(network: FlatNetwork, seed: int, index: int, same_start: bool) -> Tensor:
+    """Where an expert begins, [P] on the CPU: its own initialisation, or one for all."""
+    return network.init(generator(seed, "start") if same_start else generator(seed, "expert", index))
 
 
 class Lane:

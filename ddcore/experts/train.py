@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
-from ddcore.data.images import Normaliser, load_dataset, mean_std
+from ddcore.data.images import Images, Normaliser, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Stopped
-from ddcore.events import Every
-from ddcore.experts.sgd import CudaLane, Expert, Lane, Regression, in_flight
+from ddcore.events import Event, Every, Reporter
+from ddcore.experts.sgd import CudaLane, Expert, Lane, Regression, in_flight, start_of
+from ddcore.experts.ssl_paths import own_path
 from ddcore.experts.store import write_trajectories
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import core_of
-from ddcore.networks.flat import build_student
+from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.specs import ExpertsSpec, StudentSpec
+from ddcore.ssl.targets import stage_targets
 from ddcore.task import Task
 from ddcore.threads import threads_for
 from ddcore.transfer import send
@@ -35,17 +37,48 @@ class Shard:
 
 
 def train_experts(task: Task) -> dict[str, Any]:
-    """Step `experts`: writes `experts.safetensors` (see `ddcore.experts.store`) and `history.json`."""
+    """Step `experts`: writes `experts.safetensors` (see `ddcore.experts.store`) and `history.json`.
+
+    params: "path" says what experts follow ("final" when absent; see `ddcore.specs.DinoTMSpec`), "same_start" that all begin alike.
+    """
     spec, student = ExpertsSpec(**task.params["experts"]), StudentSpec(**task.params["student"])
     images = load_dataset(task.input("dataset") / "dataset.safetensors")
     targets = load_file(task.input("targets") / "targets.safetensors")["targets"]
     mean, std = mean_std(images.images)
     network = build_student(student, images.shape, targets.shape[1]).to(task.device)
-    core = core_of(network, task.device)
-    data = Regression.of(images, targets, Normaliser.of(mean, std, task.device), core, spec.augment)
-    with threads_for(network, min(spec.batch_size, len(images))):
-        shard = _train_shard(task, core, spec, data)
+    if task.params.get("path") in ("teacher", "student"):
+        shard = _own_paths(task, network, images, targets.shape[1])
+    else:
+        core = core_of(network, task.device)
+        data = Regression.of(images, targets, Normaliser.of(mean, std, task.device), core, spec.augment)
+        with threads_for(network, min(spec.batch_size, len(images))):
+            shard = _train_shard(task, core, spec, data)
     return _finish(task, shard, spec, {"student": student.model_dump(mode="json"), "mean": mean, "std": std})
+
+
+def _own_paths(task: Task, network: FlatNetwork, images: Images, out_dim: int) -> Shard:
+    """Experts that train without labels by the teacher's recipe, one after another."""
+    shard, first, count = Shard(), task.params["first"], task.params["count"]
+    data = images.to(task.device)
+    for index in range(first, first + count):
+        start = start_of(network, task.params["seed"], index, task.params.get("same_start", False))
+        part = replace(task, reporter=_part_of(task.reporter, index - first, count))
+        snapshots, losses = own_path(part, index, network, start, data, out_dim)
+        shard.snapshots.append(snapshots)
+        shard.losses.append(losses)
+    return shard
+
+
+def _part_of(reporter: Reporter, place: int, count: int) -> Reporter:
+    """Forwards the progress of one of `count` equal runs; their metrics would fall on each other."""
+
+    def sink(event: Event) -> None:
+        if event["type"] == "progress":
+            reporter.progress(place * event["total"] + event["done"], count * event["total"], event["unit"], event["note"])
+        elif event["type"] == "note":
+            reporter.note(event["text"])
+
+    return Reporter(sink, reporter.should_stop)
 
 
 def _train_shard(task: Task, core: Core, spec: ExpertsSpec, data: Regression) -> Shard:
@@ -56,7 +89,8 @@ def _train_shard(task: Task, core: Core, spec: ExpertsSpec, data: Regression) ->
     while (whole := len(shard.losses)) < count:
         if not group:
             several = min(in_flight(core.network, min(spec.batch_size, len(data.images)), task.device), count - whole)
-            group = [Expert.begin(core.network, spec, task.params["seed"], first + whole + i, task.device) for i in range(several)]
+            seed, alike = task.params["seed"], task.params.get("same_start", False)
+            group = [Expert.begin(core.network, spec, seed, first + whole + i, task.device, alike) for i in range(several)]
         _train_group(task, core, spec, data, group, shard, saved)
         shard.snapshots += [torch.stack(expert.snapshots) for expert in group]
         shard.losses += [expert.losses for expert in group]
@@ -71,6 +105,8 @@ def _train_group(task: Task, core: Core, spec: ExpertsSpec, data: Regression, gr
     try:
         for epoch in range(len(group[0].losses), epochs):
             before = [expert.state() for expert in group]
+            if stages := task.inputs.get("stages"):
+                data.targets.copy_(stage_targets(stages[0], epoch, epochs))  # in place: graphs of steps read it there
             try:
                 _train_epoch(task, lanes, data, whole * epochs + epoch * len(group), count * epochs)
             except Stopped:

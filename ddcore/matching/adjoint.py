@@ -11,6 +11,9 @@ Reverse run, from a = dL/dtheta_N and c = 0, for t = N-1 .. 0:
 It needs nothing but theta_t and the batch: graphs are never kept. The result equals back-propagation through the whole unroll up to
 rounding. eta is one number, or one for each layer: then <g_t, c> is taken layer by layer.
 
+If L also reads the run's own moving average, bar_0 = theta_0 and bar_{t+1} = m bar_t + (1 - m) theta_{t+1}, then b = dL/dbar_N is
+carried along: before each reverse step a += (1 - m) b, b <- m b; and a += b in the end.
+
 What is kept on the way is a choice, and changes no bit of the result: the last `cached` steps keep what their pull-back reads; the
 other steps repeat it; and theta_t itself is kept, on the device or in host memory, or only every k-th and the rest repeated.
 """
@@ -53,6 +56,7 @@ class Inner:
     batches: Sequence[Tensor]
     momentum: float = 0.0
     augment: Augment | None = None
+    decay: float | None = None  # of the moving average of theta, if there is one
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """What the network sees in `step`, without a graph."""
@@ -89,6 +93,7 @@ class InnerRun:
     inner: Inner
     memory: Memory
     end: Tensor  # theta_N [P]
+    average: Tensor  # bar_N [P]; theta_0 where none is kept
     thetas: dict[int, Tensor] = field(default_factory=dict)
     velocities: dict[int, Tensor] = field(default_factory=dict)  # where a stretch may begin again, with momentum
     gradients: dict[int, Tensor] = field(default_factory=dict)  # where layers have their own rates
@@ -123,7 +128,8 @@ class Gradients:
 
 def run_inner(inner: Inner, start: Tensor, memory: Memory = Memory()) -> InnerRun:
     """SGD from `start` [P], one step for each batch."""
-    run, theta, velocity, steps = InnerRun(inner, memory, start), start, None, len(inner.batches)
+    run, theta, velocity, steps = InnerRun(inner, memory, start, start), start, None, len(inner.batches)
+    average = start
     for t in range(steps):
         if t % run.stride == 0:
             run.thetas[t] = _to_host(theta) if memory.thetas == "host" else theta
@@ -136,16 +142,20 @@ def run_inner(inner: Inner, start: Tensor, memory: Memory = Memory()) -> InnerRu
         if inner.rate.ndim:
             run.gradients[t] = forward.gradient
         del forward  # else what it keeps would live on beside the next step's
-    run.end = theta
+        if inner.decay is not None:
+            average = torch.lerp(theta, average, inner.decay)
+    run.end, run.average = theta, average
     return run
 
 
-def pull_back(run: InnerRun, end: Tensor) -> Gradients:
-    """Carry `end` = dL/dtheta_N [P] back to the start of `run`."""
-    inner, rates = run.inner, run.inner.rates
-    a, c = end, torch.zeros_like(end)
+def pull_back(run: InnerRun, end: Tensor, average: Tensor | None = None) -> Gradients:
+    """Carry `end` = dL/dtheta_N [P], and `average` = dL/dbar_N [P] where L reads it, back to the start of `run`."""
+    inner, rates, decay = run.inner, run.inner.rates, run.inner.decay
+    a, b, c = end, None if decay is None else average, torch.zeros_like(end)
     d_images, d_targets, d_rate = torch.zeros_like(inner.images), torch.zeros_like(inner.targets), torch.zeros_like(inner.rate)
     for t in reversed(range(len(inner.batches))):
+        if b is not None and decay is not None:
+            a, b = torch.add(a, b, alpha=1 - decay), b * decay
         c = torch.add(a, c, alpha=inner.momentum) if inner.momentum else a
         x, y = inner.batch(t)
         # One rate comes out of the derivative, layers' rates stay in.
@@ -156,7 +166,7 @@ def pull_back(run: InnerRun, end: Tensor) -> Gradients:
         d_images.index_add_(0, inner.batches[t], inner.before_augmenting(t, found.x) * -outside)
         d_targets.index_add_(0, inner.batches[t], found.y * -outside)
         del found
-    return Gradients(d_images, d_targets, d_rate, a)
+    return Gradients(d_images, d_targets, d_rate, a if b is None else a + b)
 
 
 def _by_layer(inner: Inner, products: Tensor) -> Tensor:

@@ -12,14 +12,15 @@ from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.differentiable import Views
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Every, Reporter
-from ddcore.experts.store import Trajectories
+from ddcore.experts.sgd import Regression
 from ddcore.matching.adjoint import Inner, Memory, batches_of, pull_back, run_inner
 from ddcore.matching.cores import Core
 from ddcore.matching.graphs import Replayed
-from ddcore.matching.losses import normalised_distance
 from ddcore.matching.memory import free_bytes, measure, plan_memory
+from ddcore.matching.outer import OuterLoss
+from ddcore.matching.windows import Window, Windows, inner_decay
 from ddcore.networks.flat import FlatNetwork
-from ddcore.specs import MKDTSpec
+from ddcore.specs import ImprovedSpec, MatchingSpec
 from ddcore.synthetic import mean_rate
 
 CHECKPOINT_SECONDS = 60.0
@@ -28,6 +29,7 @@ RATE_BOUND = 30.0  # the learned rate stays within this factor of where it began
 RATE_CHANGE = 1.2  # and moves by at most this factor in one iteration: its gradient's size depends on the problem, and may be huge
 LOOK_EVERY = 25  # iterations between two looks at the device: for the guards and the curve
 MAX_SKIPPED = 0.05  # share of windows that may be skipped as not finite before the run is called diverged
+ENOUGH, MOST_BEYOND = 100, 0.9  # after so many iterations, this share of windows beyond the threshold means that nothing is learned
 FREE_SKIPS = 10  # as many are forgiven at any length, if they are less than half of all
 
 
@@ -40,13 +42,13 @@ class State:
     rate: torch.Tensor  # [], or [num_layers], all alike at the start
     optimiser: torch.optim.Optimizer
     random: torch.Generator
-    skipped: torch.Tensor  # [] windows whose loss or gradient was not finite
+    skipped: torch.Tensor  # [2] windows whose loss or gradient was not finite, and those that ended beyond the threshold
     iteration: int = 0
-    history: tuple[list[list[float]], ...] = ()
-    recent: list[torch.Tensor] = field(default_factory=list)  # outer losses since the last point of the curve
+    history: dict[str, list[list[float]]] = field(default_factory=dict)  # curves: [iteration, value]
+    recent: list[torch.Tensor] = field(default_factory=list)  # the loss and its terms since the last point of the curves
 
     @staticmethod
-    def begin(spec: MKDTSpec, images: torch.Tensor, targets: torch.Tensor, rate: torch.Tensor, random: torch.Generator) -> "State":
+    def begin(spec: MatchingSpec, images: torch.Tensor, targets: torch.Tensor, rate: torch.Tensor, random: torch.Generator) -> "State":
         """Before the first iteration; the tensors are those that will be changed, in place."""
         groups = [
             {"params": [images], "lr": spec.lr_images},
@@ -58,22 +60,25 @@ class State:
             optimiser = torch.optim.Adam(groups, betas=(spec.outer_momentum, 0.999))
         else:
             optimiser = torch.optim.SGD(groups, momentum=spec.outer_momentum)
-        return State(images, targets, rate, optimiser, random, torch.zeros((), device=images.device), 0, ([], []))
+        return State(images, targets, rate, optimiser, random, torch.zeros(2, device=images.device))
 
 
-def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work: Path, reporter: Reporter) -> dict[str, list[list[float]]]:
-    """Run `spec.iterations` outer steps on `state` in place; returns the curves `matching_loss` and `learned_lr`.
+def match(
+    loss: OuterLoss, windows: Windows, spec: MatchingSpec, state: State, work: Path, reporter: Reporter
+) -> dict[str, list[list[float]]]:
+    """Run `spec.iterations` outer steps on `state` in place; returns the curves `matching_loss`, `learned_lr` and, if any, the terms'.
 
-    One iteration (MKDT, 2410.02116, algorithm 1): draw an expert and a start epoch, train from its snapshot there for
-    `inner_steps` on the synthetic set, compare the end with the snapshot `expert_epochs` later, and step along the exact gradient.
+    One iteration (MKDT, 2410.02116, algorithm 1): draw a window of an expert's path, train from its start for `inner_steps` on the
+    synthetic set, compare the end with the window's goal, and step along the exact gradient.
     Raises `DdcoreError` out_of_memory before the first iteration where no plan fits, diverged, and `Stopped` after writing a checkpoint.
     """
+    core = loss.core
     first_rate = float(state.rate.flatten()[0])  # before a checkpoint moves it: the bounds are those of the whole run
     _resume(work, state, core.name, reporter)
     views = Views(spec.augment, spec.inner_steps, state.images) if spec.augment else None
-    memory = _plan(core, experts, spec, state, views)
+    memory = _plan(core, windows, spec, state, views)
     reporter.note(f"matching with the {core.name} core; {memory.words(spec.inner_steps)}")
-    iteration = _iteration(core, spec, memory, state, views, reporter)
+    iteration = _iteration(loss, spec, memory, state, views, reporter)
     saved = Every(CHECKPOINT_SECONDS)
     # A point of the curve waits for the device.
     stride = max(LOOK_EVERY if state.images.is_cuda else 1, spec.iterations // CURVE_POINTS)
@@ -83,35 +88,42 @@ def match(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, work:
         except Stopped:
             _save(work, state, core.name)
             raise
-        state.recent.append(_iterate(iteration, experts, spec, state, views, first_rate))
+        state.recent.append(_iterate(iteration, windows, loss.real, spec, state, views, first_rate))
         state.iteration += 1
         if state.iteration % stride == 0 or state.iteration == spec.iterations:
-            _record(state, reporter)
+            _record(state, loss.names, reporter)
         if state.iteration % LOOK_EVERY == 0 or state.iteration == spec.iterations:
             _check(state, spec, core.network, first_rate)
         if saved.due():
             _save(work, state, core.name)
     reporter.progress(spec.iterations, spec.iterations, "iterations", "matching trajectories")
-    return {"matching_loss": state.history[0], "learned_lr": state.history[1]}
+    return state.history
 
 
-def _plan(core: Core, experts: Trajectories, spec: MKDTSpec, state: State, views: Views | None) -> Memory:
+def _plan(core: Core, windows: Windows, spec: MatchingSpec, state: State, views: Views | None) -> Memory:
     """What an iteration keeps, from one step measured on parts of a batch and the memory that is free."""
     device, size = state.images.device, min(spec.batch_size, len(state.images))
     batches = [torch.arange(size, device=device)] * spec.inner_steps
     inner = Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views)
-    need = measure(inner, experts.row(0, 0).to(device))
+    need = measure(inner, windows.experts.row(0, 0).to(device))
     return plan_memory(need, inner, free_bytes(device), device, free_bytes(torch.device("cpu")))
 
 
-def _iteration(core: Core, spec: MKDTSpec, memory: Memory, state: State, views: Views | None, reporter: Reporter) -> Replayed:
-    """(start, goal, each step's indices) -> (outer loss, its gradients in images, targets and rate), all on the device."""
+def _iteration(loss: OuterLoss, spec: MatchingSpec, memory: Memory, state: State, views: Views | None, reporter: Reporter) -> Replayed:
+    """(start, goal, heading if its term is in use, rows of real images likewise, each step's indices) -> loss, terms, gradients."""
+    headed, functional = "gap" in loss.weights, "functional" in loss.weights
+    decay = inner_decay(spec) if headed else None
 
-    def work(start: torch.Tensor, goal: torch.Tensor, *batches: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        run = run_inner(Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views), start, memory)
-        loss, end = normalised_distance(run.end, start, goal)
-        found = pull_back(run, end)
-        return loss, found.images, found.targets, found.rate
+    def work(start: torch.Tensor, goal: torch.Tensor, *more: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        heading = more[0] if headed else None
+        rows = more[headed] if functional else None
+        batches = more[headed + functional :]
+        run = run_inner(
+            Inner(loss.core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views, decay), start, memory
+        )
+        outer = loss(run, start, goal, heading, rows)
+        found = pull_back(run, outer.end, outer.average)
+        return outer.total, outer.terms, found.images, found.targets, found.rate
 
     return Replayed(work, state.images.device, reporter.note, _no_graph if memory.thetas == "host" else None)
 
@@ -121,47 +133,70 @@ def _no_graph(work: Callable[[], tuple[torch.Tensor, ...]]) -> NoReturn:
 
 
 def _iterate(
-    iteration: Replayed, experts: Trajectories, spec: MKDTSpec, state: State, views: Views | None, first_rate: float
+    iteration: Replayed,
+    windows: Windows,
+    real: Regression | None,
+    spec: MatchingSpec,
+    state: State,
+    views: Views | None,
+    first_rate: float,
 ) -> torch.Tensor:
-    """One outer step; returns the outer loss, still on the device. Nothing here waits for the device."""
-    expert = int(torch.randint(experts.num_experts, (), generator=state.random))
-    start_epoch = int(torch.randint(spec.max_start_epoch + 1, (), generator=state.random))
-    start, goal = experts.row(expert, start_epoch), experts.row(expert, start_epoch + spec.expert_epochs)
+    """One outer step; returns the outer loss and its terms [1 + k], still on the device. Nothing here waits for the device."""
+    window = windows.draw(state.iteration, state.random)
     batches = batches_of(len(state.images), spec.batch_size, spec.inner_steps, state.random)
     if views is not None:
         views.draw(state.random)
-    loss, *gradients = iteration(start, goal, *batches)
+    total, terms, *gradients = iteration(*_given(window, real, spec, state), *batches)
     before = state.rate.clone()
-    _step(state, gradients, loss)
+    _step(state, spec, gradients, total, terms[0])
     state.rate.clamp_(before / RATE_CHANGE, before * RATE_CHANGE).clamp_(first_rate / RATE_BOUND, first_rate * RATE_BOUND)
-    return loss
+    return torch.cat([total.view(1), terms])
 
 
-def _step(state: State, found: Sequence[torch.Tensor], loss: torch.Tensor) -> None:
-    """Apply the gradients; a window that blew up (NaN or infinity anywhere) contributes nothing but a count."""
-    finite = torch.isfinite(loss)
+def _given(window: Window, real: Regression | None, spec: MatchingSpec, state: State) -> list[torch.Tensor]:
+    """What an iteration is given of its window, and the real images it looks at."""
+    given = [window.start, window.goal]
+    if window.heading is not None:
+        given.append(window.heading)
+    if isinstance(spec, ImprovedSpec) and spec.functional and real is not None:
+        count = len(real.images)
+        given.append(torch.randint(count, (min(spec.functional_images, count),), generator=state.random))
+    return given
+
+
+def _step(state: State, spec: MatchingSpec, found: Sequence[torch.Tensor], loss: torch.Tensor, distance: torch.Tensor) -> None:
+    """Apply the gradients. A window that blew up (NaN or infinity anywhere), or ended beyond the threshold, adds nothing but a count."""
+    used = torch.isfinite(loss)
     for gradient in found:
-        finite = finite & torch.isfinite(gradient).all()
+        used = used & torch.isfinite(gradient).all()
+    state.skipped[0] += (~used).to(state.skipped.dtype)
+    if isinstance(spec, ImprovedSpec) and spec.threshold is not None:
+        beyond = used & (distance > spec.threshold)
+        state.skipped[1] += beyond.to(state.skipped.dtype)
+        used = used & ~beyond
     for tensor, gradient in zip((state.images, state.targets, state.rate), found, strict=True):
-        tensor.grad = torch.where(finite, gradient, torch.zeros_like(gradient))
+        tensor.grad = torch.where(used, gradient, torch.zeros_like(gradient))
     state.optimiser.step()
-    state.skipped += (~finite).to(state.skipped.dtype)
 
 
-def _record(state: State, reporter: Reporter) -> None:
+def _record(state: State, terms: Sequence[str], reporter: Reporter) -> None:
+    """One point of each curve; a loss of one term is that term."""
     losses = torch.stack(state.recent)
     state.recent.clear()
-    finite = losses[torch.isfinite(losses)]
-    values = (float(finite.mean()) if len(finite) else math.inf, mean_rate(state.rate))
-    for curve, name, value in zip(state.history, ("matching_loss", "learned_lr"), values, strict=True):
+    finite = losses[torch.isfinite(losses).all(1)]
+    means = finite.mean(0).tolist() if len(finite) else [math.inf] * losses.shape[1]
+    values = {"matching_loss": means[0], "learned_lr": mean_rate(state.rate)}
+    if len(terms) > 1:
+        values |= dict(zip(terms, means[1:], strict=True))
+    for name, value in values.items():
         if math.isfinite(value):
-            curve.append([state.iteration, value])
+            state.history.setdefault(name, []).append([state.iteration, value])
             reporter.metric(name, state.iteration, value)
 
 
-def _check(state: State, spec: MKDTSpec, network: FlatNetwork, first_rate: float) -> None:
+def _check(state: State, spec: MatchingSpec, network: FlatNetwork, first_rate: float) -> None:
     """The guards. Raises `DdcoreError` diverged with the numbers and what to change."""
-    skipped, rates = float(state.skipped), state.rate.flatten().tolist()
+    (skipped, beyond), rates = state.skipped.tolist(), state.rate.flatten().tolist()
     for name, tensor in (("images", state.images), ("targets", state.targets)):
         if not torch.isfinite(tensor).all():
             raise DdcoreError("diverged", f"the synthetic {name} became infinite by iteration {state.iteration}", _advice(spec))
@@ -169,6 +204,9 @@ def _check(state: State, spec: MKDTSpec, network: FlatNetwork, first_rate: float
         raise DdcoreError(
             "diverged", f"{skipped:.0f} of {state.iteration} windows gave a loss or gradient that is not finite", _advice(spec)
         )
+    if state.iteration >= ENOUGH and beyond > MOST_BEYOND * state.iteration:
+        detail = f"{beyond:.0f} of {state.iteration} windows ended beyond the threshold, so hardly anything was learned"
+        raise DdcoreError("diverged", detail, "lower method.initial_rate, shorten the windows, or leave out method.threshold")
     for layer, rate in enumerate(rates):
         if first_rate / RATE_BOUND * 1.001 < rate < first_rate * RATE_BOUND * 0.999:
             continue
@@ -180,7 +218,7 @@ def _check(state: State, spec: MKDTSpec, network: FlatNetwork, first_rate: float
         )
 
 
-def _advice(spec: MKDTSpec) -> str:
+def _advice(spec: MatchingSpec) -> str:
     sizes = f"method.lr_images (it was {spec.lr_images:g}), method.lr_targets (it was {spec.lr_targets:g})"
     return f"lower {sizes} or method.initial_rate; shorten method.inner_steps ({spec.inner_steps})"
 
@@ -210,4 +248,4 @@ def _resume(work: Path, state: State, core: str, reporter: Reporter) -> None:
         _, index, name = key.split(".")
         slots.setdefault(int(index), {})[name] = value
     state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": slots})
-    state.iteration, state.history = facts["iteration"], tuple(facts["history"])
+    state.iteration, state.history = facts["iteration"], facts["history"]

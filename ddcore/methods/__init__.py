@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from ddcore.methods import high_loss, k_means, mkdt, random_subset
+from ddcore.methods import dino_tm, high_loss, k_means, mkdt, mkdt_plus, random_subset
 from ddcore.methods.inputs import Material
 from ddcore.synthetic import SyntheticSet
 from ddcore.task import Task
 
 METHODS: dict[str, Callable[[Task, Material], SyntheticSet]] = {
     "mkdt": mkdt.distill,
+    "mkdt_plus": mkdt_plus.distill,
+    "dino_tm": dino_tm.distill,
     "random": random_subset.distill,
     "k_means": k_means.distill,
     "high_loss": high_loss.distill,

@@ -6,7 +6,18 @@ unknown fields. Sizes that only make sense beside a data set are checked in `ddc
 
 from ddcore.specs.fields import Augmentation, Count, NonNegative, Positive, Seed, Spec
 from ddcore.specs.jobs import Baseline, DistillSpec, Downstream, EvaluateSpec, ObserveSpec, PretrainSpec, merge
-from ddcore.specs.methods import HighLossSpec, KMeansSpec, MethodSpec, MKDTSpec, RandomSpec
+from ddcore.specs.methods import (
+    DinoTMSpec,
+    ExpertPath,
+    HighLossSpec,
+    ImprovedSpec,
+    KMeansSpec,
+    MatchingSpec,
+    MethodSpec,
+    MKDTPlusSpec,
+    MKDTSpec,
+    RandomSpec,
+)
 from ddcore.specs.students import VIT_HEADS, ExpertsSpec, StudentSpec
 from ddcore.specs.teachers import AugmentSpec, BackboneSpec, BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec, TeacherSpec
 
@@ -19,14 +30,19 @@ __all__ = [
     "Baseline",
     "Count",
     "DinoSpec",
+    "DinoTMSpec",
     "DistillSpec",
     "Downstream",
     "EvaluateSpec",
+    "ExpertPath",
     "ExpertsSpec",
     "GivenTeacherSpec",
     "HighLossSpec",
+    "ImprovedSpec",
     "KMeansSpec",
+    "MKDTPlusSpec",
     "MKDTSpec",
+    "MatchingSpec",
     "MethodSpec",
     "NonNegative",
     "ObserveSpec",

@@ -7,7 +7,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ddcore.presets import PRESETS
 from ddcore.specs.fields import Fraction, NonNegative, Positive, Seed, Spec
-from ddcore.specs.methods import MethodSpec, MKDTSpec
+from ddcore.specs.methods import ExpertPath, MatchingSpec, MethodSpec, MKDTSpec
 from ddcore.specs.students import ExpertsSpec, StudentSpec
 from ddcore.specs.teachers import DinoSpec, GivenTeacherSpec, TeacherSpec
 
@@ -98,6 +98,13 @@ class ObserveSpec(Spec):
     experts: int = Field(0, ge=0, le=1000, description="students trained to regress the teacher's targets, and observed beside it")
     epochs: int = Field(5, ge=2, le=1000, description="of an expert, one snapshot each; read only with experts")
     student: StudentSpec = Field(StudentSpec(), description="the network of an expert; read only with experts")
+    path: ExpertPath = Field(
+        "final",
+        description="what an expert follows: the finished teacher, a DINO teacher stage by stage, or a run of its own by the teacher's"
+        " recipe, whose moving average (`teacher`, DINO only) or very parameters (`student`) are recorded",
+    )
+    same_start: bool = Field(True, description="all experts begin from one initialisation: then their scatter is noise")
+    training: ExpertsSpec = Field(ExpertsSpec(), description="how experts are trained; its `num` is not read")
     seed: Seed = 0
 
     @field_validator("teacher", mode="before")
@@ -109,13 +116,21 @@ class ObserveSpec(Spec):
         return teacher
 
 
+_MATCHING = {"mkdt", "mkdt_plus", "dino_tm"}
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the fields of `over`, nested; a nested table that names another kind (`ssl`, `name`) replaces the whole."""
+    """`base` with the fields of `over`, nested; a nested table that names another kind (`ssl`, `name`) replaces the whole.
+
+    Of one method that matches trajectories, another keeps the fields that all of them have.
+    """
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
             same_kind = all(value.get(tag, old.get(tag)) == old.get(tag) for tag in ("ssl", "name"))
+            if not same_kind and {old.get("name"), value.get("name")} <= _MATCHING:
+                old, same_kind = {name: kept for name, kept in old.items() if name in MatchingSpec.model_fields}, True
             out[key] = merge(old, value) if same_kind else value
         else:
             out[key] = value

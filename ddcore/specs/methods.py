@@ -7,10 +7,9 @@ from pydantic import AfterValidator, Field
 from ddcore.specs.fields import Augmentation, Count, NonNegative, Positive, Spec, distinct
 
 
-class MKDTSpec(Spec):
-    """Matching knowledge-distillation trajectories (MKDT, 2410.02116, algorithm 1)."""
+class MatchingSpec(Spec):
+    """What all methods share that match trajectories: windows, inner run, outer optimiser."""
 
-    name: Literal["mkdt"] = "mkdt"
     init: Literal["high_loss", "random", "k_means"] = "high_loss"
     iterations: Count = 5000
     inner_steps: int = Field(40, ge=1, le=10_000)
@@ -40,6 +39,58 @@ class MKDTSpec(Spec):
     )
 
 
+class MKDTSpec(MatchingSpec):
+    """Matching knowledge-distillation trajectories (MKDT, 2410.02116, algorithm 1)."""
+
+    name: Literal["mkdt"] = "mkdt"
+
+
+ExpertPath = Literal["staged", "final", "teacher", "student"]
+
+
+class ImprovedSpec(MatchingSpec):
+    """What `mkdt_plus` and `dino_tm` add to MKDT, each part with a switch of its own; equations in `ddcore.matching.losses`, `.windows`."""
+
+    continuous: bool = Field(True, description="windows begin anywhere between two epochs: experts' paths are interpolated")
+    lag: bool = Field(True, description="averaged paths (experts.ema) are read later by as much as they lag behind")
+    normalise: Literal["whole", "layers"] = Field(
+        "whole", description="the distance to the goal in units of the expert's move: of all parameters, or of each layer's own"
+    )
+    displacement: NonNegative = Field(0.0, description="weight of one minus the cosine between the inner run's move and the expert's")
+    gap: NonNegative = Field(
+        0.0, description="weight of one minus the cosine between the gaps that both leave to their own moving averages at the goal"
+    )
+    functional: NonNegative = Field(0.0, description="weight of the error on real images, whose labels are not read, after the inner run")
+    functional_goal: Literal["expert", "teacher"] = Field(
+        "teacher",
+        description="from whose outputs on the real images that error is taken: the expert's at its goal, or the teacher's",
+    )
+    functional_images: int = Field(256, ge=1, le=65536, description="real images it sees in an iteration")
+    growing: float = Field(0.0, ge=0.0, le=1.0, description="part of the iterations over which the latest start grows to its maximum")
+    threshold: Positive | None = Field(
+        None,
+        description="windows that end further from the goal than this, in units of the expert's move, teach nothing; 1: no nearer",
+    )
+
+
+class MKDTPlusSpec(ImprovedSpec):
+    """MKDT (2410.02116) with a smoother path to follow and a loss that is closer to its use; with any teacher."""
+
+    name: Literal["mkdt_plus"] = "mkdt_plus"
+
+
+class DinoTMSpec(ImprovedSpec):
+    """Matching the trajectories of a DINO run (2104.14294): of students that follow its teacher stage by stage, or the run's own."""
+
+    name: Literal["dino_tm"] = "dino_tm"
+    path: ExpertPath = Field(
+        "staged",
+        description="what is matched: experts that regress the DINO teacher as it was at `stages` moments of its run, one after another;"
+        " experts of the finished teacher; or the student network's own DINO run, its teacher's parameters or its student's",
+    )
+    stages: int = Field(4, ge=2, le=100, description="moments of the DINO run; read only with path staged")
+
+
 class RandomSpec(Spec):
     """Baseline: images drawn uniformly, with the teacher's targets."""
 
@@ -58,4 +109,4 @@ class HighLossSpec(Spec):
     name: Literal["high_loss"] = "high_loss"
 
 
-MethodSpec = Annotated[MKDTSpec | RandomSpec | KMeansSpec | HighLossSpec, Field(discriminator="name")]
+MethodSpec = Annotated[MKDTSpec | MKDTPlusSpec | DinoTMSpec | RandomSpec | KMeansSpec | HighLossSpec, Field(discriminator="name")]

@@ -1,23 +1,32 @@
 """The targets step: the teacher's features of a data set, standardised per dimension."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import vector_to_parameters
 
-from ddcore.data.images import load_dataset
+from ddcore.data.images import Images, load_dataset, normalise
 from ddcore.errors import DdcoreError
 from ddcore.ssl.measure import extract_features
-from ddcore.ssl.teacher import load_teacher
-from ddcore.task import Task
+from ddcore.ssl.teacher import Manifest, load_teacher
+from ddcore.ssl.trajectory import count_snapshots, teacher_snapshot
+from ddcore.task import Task, generator
 
 NAME = "targets.safetensors"
+BATCH, BATCHES = 500, 20  # images that running statistics are measured on
 _FLAT = 1e-6  # deviation below this part of the largest one is no variation
 
 
 def compute_targets(task: Task) -> dict[str, Any]:
     """Write targets.safetensors: targets float32 [n, d] of mean 0 and deviation 1, and `mean`, `std` [d] of the features.
 
+    params: {"stages": k}, if at all: then, in place of those, `stage-1` .. `stage-k`, each [n, d] and standardised by itself: the
+    targets of a DINO teacher as it was at k evenly spaced moments of its run, the last of them the finished one.
     A dimension that does not vary is zero in the targets and has `std` 1. Raises `DdcoreError` if the teacher is below its own
     floor (teacher_collapsed), does not fit its manifest (bad_checkpoint) or was made for images of another shape (missing_input).
     """
@@ -26,12 +35,54 @@ def compute_targets(task: Task) -> dict[str, Any]:
     expected = (manifest.in_channels, *manifest.image_size)
     if data.shape != expected:
         raise DdcoreError("missing_input", f"the teacher reads images of shape {expected}, these are {data.shape}", "use its own data set")
-    features = extract_features(module.to(task.device), data.images, manifest.mean, manifest.std, task.reporter)
+    module = module.to(task.device)
+    if stages := task.params.get("stages"):
+        return _write_stages(task, module, manifest, data, stages)
+    features = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter)
     targets, mean, std = standardise(features)
     tensors = {"targets": targets, "mean": mean, "std": std}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, task.out / NAME)
     flat = int((targets == 0).all(0).sum())
     return {"num_images": len(targets), "target_dim": targets.shape[1], "flat_dimensions": flat}
+
+
+def _write_stages(task: Task, module: nn.Module, manifest: Manifest, data: Images, stages: int) -> dict[str, Any]:
+    """The last stage is the module as it is; the others are snapshots of the run, whose running statistics are measured anew."""
+    folder, found = task.input("teacher"), dict[str, torch.Tensor]()
+    count = count_snapshots(folder)
+    last = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter)
+    found[f"stage-{stages}"] = standardise(last)[0].cpu().contiguous()
+    for stage in range(1, stages):
+        place = round(stage * (count - 1) / stages)
+        vector_to_parameters(teacher_snapshot(folder, place).to(task.device), module.parameters())
+        _remeasure(module, data, manifest)
+        features = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter)
+        found[f"stage-{stage}"] = standardise(features)[0].cpu().contiguous()
+    save_file(found, task.out / NAME)
+    return {"num_images": len(last), "target_dim": last.shape[1], "stages": stages}
+
+
+@torch.no_grad()
+def _remeasure(module: nn.Module, data: Images, manifest: Manifest) -> None:
+    """Running statistics, which snapshots do not hold: the mean of those of whole batches of `data`, as it is."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+        norm.train()
+    for batch in data.images[torch.randperm(len(data), generator=generator(0, "statistics")).to(data.images.device)].split(BATCH)[:BATCHES]:
+        module(normalise(batch, manifest.mean, manifest.std))
+    module.eval()
+
+
+def stage_targets(folder: Path, epoch: int, epochs: int) -> torch.Tensor:
+    """Targets [n, d] of epoch `epoch` (from 0) of `epochs`: of k stages, each has as nearly as can be the same number of epochs."""
+    with safe_open(folder / NAME, framework="pt") as file:
+        stages = len(file.keys())
+        found: torch.Tensor = file.get_tensor(f"stage-{1 + epoch * stages // epochs}")
+    return found
 
 
 def standardise(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -74,7 +74,7 @@ def test_merging_is_idempotent_and_the_later_table_wins(base, over):
         ({"num_images": 0}, ("num_images",), "greater than or equal to 1"),
         ({"num_images": "many"}, ("num_images",), "valid integer"),
         ({"sead": 1}, ("sead",), "not permitted"),
-        ({"method": {"name": "magic"}}, ("method",), "'mkdt', 'random', 'k_means', 'high_loss'"),
+        ({"method": {"name": "magic"}}, ("method",), "'mkdt', 'mkdt_plus', 'dino_tm', 'random', 'k_means', 'high_loss'"),
         ({"method": {"name": "mkdt", "iterations": 0}}, ("method", "mkdt", "iterations"), "greater than or equal to 1"),
         ({"method": {"name": "mkdt", "inner_steps": 0}}, ("method", "mkdt", "inner_steps"), "greater than or equal to 1"),
         ({"method": {"name": "mkdt", "initial_rate": 0}}, ("method", "mkdt", "initial_rate"), "greater than 0"),

@@ -20,6 +20,8 @@ from ddcore.matching.blocks.native import native_blocks
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import ExplicitConvNet
 from ddcore.matching.loop import State, match
+from ddcore.matching.outer import OuterLoss
+from ddcore.matching.windows import Windows
 from ddcore.networks.flat import build_student
 from ddcore.specs import DistillSpec
 from ddcore.task import generator
@@ -56,7 +58,7 @@ def matched(folder, preset, core, dtype, one_of_sgd=False):
     images = images[:16] + torch.randn(16, *shape, generator=make)
     begun = [t.to(dtype) for t in (images, targets[:16], torch.tensor(method.initial_rate or 0.3))]
     state = State.begin(method, *(t.clone() for t in begun), generator(2, "matching"))
-    match(CORES[core](network), Trajectories([work]), method, state, work, Reporter())
+    match(OuterLoss(CORES[core](network), method), Windows(Trajectories([work]), method), method, state, work, Reporter())
     ended = state.images, state.targets, state.rate
     return ended, [end - begin for end, begin in zip(ended, begun, strict=True)]
 

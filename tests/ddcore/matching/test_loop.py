@@ -20,6 +20,8 @@ from ddcore.matching.cores import Core, inner_loss
 from ddcore.matching.explicit import ExplicitConvNet, core_of
 from ddcore.matching.graphs import Replayed
 from ddcore.matching.loop import State, match
+from ddcore.matching.outer import OuterLoss
+from ddcore.matching.windows import Windows
 from ddcore.networks.flat import build_student
 from ddcore.specs import MKDTSpec, StudentSpec
 from ddcore.task import generator
@@ -74,7 +76,7 @@ def go(tmp_path, spec, state, experts=None, reporter=None, work="work", core=Non
     (tmp_path / work).mkdir(exist_ok=True)
     experts = experts or experts_on(tmp_path / "experts", dtype=state.images.dtype)
     core = core or core_of(network_of(state.images.dtype), torch.device("cpu"))
-    return match(core, experts, spec, state, tmp_path / work, reporter or Reporter())
+    return match(OuterLoss(core, spec), Windows(experts, spec), spec, state, tmp_path / work, reporter or Reporter())
 
 
 def test_the_set_that_experts_were_trained_on_is_a_fixed_point(tmp_path):
@@ -126,7 +128,7 @@ def test_windows_cover_every_expert_and_every_start_and_end_where_the_trajectory
     experts, seen = experts_on(tmp_path / "experts", epochs=4), []
 
     class Spy:
-        num_experts = experts.num_experts
+        num_experts, num_snapshots = experts.num_experts, experts.num_snapshots
 
         def row(self, expert, snapshot):
             seen.append((expert, snapshot))
@@ -159,7 +161,7 @@ def test_a_window_that_is_not_finite_is_skipped_and_counted(tmp_path):
         torch.randint(3, (), generator=random)
         batches_of(SET, SET, STEPS, random)
     curves = go(tmp_path, spec, state, experts_on(tmp_path / "spoilt", spoil={1}))
-    assert 0 < bad == int(state.skipped) <= 7
+    assert 0 < bad == int(state.skipped[0]) <= 7
     assert len(curves["matching_loss"]) == 14 - bad
     assert all(torch.isfinite(tensor).all() for tensor in (state.images, state.targets, state.rate))
     # the same windows without the bad ones lead to the same set
@@ -167,7 +169,7 @@ def test_a_window_that_is_not_finite_is_skipped_and_counted(tmp_path):
     monkey = State.begin(spec, clean.images, clean.targets, clean.rate, generator(3, "matching"))
 
     class WithoutMotion:
-        num_experts = 3
+        num_experts, num_snapshots = 3, only.num_snapshots
 
         def row(self, expert, snapshot):
             return only.row(expert, snapshot) if expert != 1 else torch.full_like(only.row(1, 0), math.inf)
@@ -299,7 +301,7 @@ def test_what_an_iteration_reads_stays_where_a_graph_found_it_also_after_a_stop(
             return next(calls, None) is None
 
         try:
-            match(core, experts, spec, state, tmp_path / work, Reporter(should_stop=due))
+            match(OuterLoss(core, spec), Windows(experts, spec), spec, state, tmp_path / work, Reporter(should_stop=due))
         finally:
             seen.append(places(state))
             assert before == seen[0][: len(before)]  # the checkpoint was read by then, and there are views

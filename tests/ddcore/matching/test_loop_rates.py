@@ -12,6 +12,8 @@ from ddcore.matching.adjoint import batches_of
 from ddcore.matching.cores import inner_loss
 from ddcore.matching.explicit import core_of
 from ddcore.matching.loop import State, match
+from ddcore.matching.outer import OuterLoss
+from ddcore.matching.windows import Windows
 from ddcore.networks.flat import build_student
 from ddcore.specs import MKDTSpec, StudentSpec
 from ddcore.task import generator
@@ -53,7 +55,7 @@ def world(tmp_path):
         def go(self, spec, state, work="work", reporter=None):
             (tmp_path / work).mkdir(exist_ok=True)
             core = core_of(network, torch.device("cpu"))
-            return match(core, experts, spec, state, tmp_path / work, reporter or Reporter())
+            return match(OuterLoss(core, spec), Windows(experts, spec), spec, state, tmp_path / work, reporter or Reporter())
 
     return World()
 

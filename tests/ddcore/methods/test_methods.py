@@ -189,4 +189,4 @@ def test_mkdt_learns_a_rate_for_each_layer_through_augmented_steps(run):
 
 
 def test_every_method_of_the_specs_is_in_the_table():
-    assert set(METHODS) == {"mkdt", "random", "k_means", "high_loss"}
+    assert set(METHODS) == {"mkdt", "mkdt_plus", "dino_tm", "random", "k_means", "high_loss"}

@@ -1,0 +1,58 @@
+"""Experts that teach themselves: the student network trained without labels by the teacher's own recipe, and the path that it leaves.
+
+The literal form of matching a DINO run: not students that regress a teacher, but the parameters of a DINO teacher (the moving average)
+or student themselves, of the very network that a synthetic set pre-trains, its last linear layer included. As many snapshots as other
+experts have epochs, evenly spaced over the whole run: an "epoch" of such a path is that part of the run.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+from torch.nn.utils import vector_to_parameters
+
+from ddcore.data.images import Images
+from ddcore.networks.flat import FlatNetwork
+from ddcore.ssl.objective import Objective
+from ddcore.ssl.train import Run, Trained, objective_around
+from ddcore.ssl.trajectory import read_kept
+from ddcore.task import Task, generator
+
+
+class StudentRun(Run):
+    """A teacher's run with the student network in the backbone's place, from an expert's initialisation."""
+
+    def __init__(self, spec: Trained, data: Images, task: Task, network: FlatNetwork, start: Tensor, out_dim: int) -> None:
+        self.network, self.start, self.out_dim = network, start, out_dim
+        super().__init__(spec, data, task)
+
+    def build(self) -> Objective:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator(self.seed, "heads", *self.stream).initial_seed())
+            vector_to_parameters(self.start, self.network.module.parameters())
+            return objective_around(self.spec, self.network.module, self.out_dim, self.seed, self.task.device)
+
+
+def own_path(task: Task, index: int, network: FlatNetwork, start: Tensor, data: Images, out_dim: int) -> tuple[Tensor, list[float]]:
+    """Expert `index`'s snapshots [epochs + 1, P] from `start` [P] (CPU), and the mean loss between each two.
+
+    params: "teacher", "epochs", "path" ("teacher": the moving average; "student": what the optimiser moves), "seed". Resumes from, and
+    leaves its checkpoint in, a folder of its own in `task.work`. network: its module is trained, and not to be used afterwards.
+    """
+    spec = TypeAdapter[Trained](Trained).validate_python(task.params["teacher"])
+    spec = spec.model_copy(update={"snapshots": task.params["epochs"] + 1})
+    work = task.work / f"expert-{index}"
+    work.mkdir(exist_ok=True)
+    own = replace(task, params={"seed": task.params["seed"], "run": index + 1}, work=work)  # run 0 is the teacher's own stream
+    run = StudentRun(spec, data, own, network, start, out_dim)
+    run.train()
+    name: Literal["teacher", "student"] = task.params["path"]
+    snapshots = torch.stack([read_kept(work, step)[name] for step in run.snapshots])
+    losses, bounds = run.history["loss"], list(zip(run.snapshots, run.snapshots[1:], strict=False))
+    return snapshots, [_mean([value for step, value in losses if first <= step < last]) for first, last in bounds]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

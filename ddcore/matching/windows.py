@@ -1,0 +1,88 @@
+"""Which piece of which expert's path an iteration matches: a start, a goal, and the way the expert was going there."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddcore.experts.lag import read_time
+from ddcore.experts.store import Trajectories
+from ddcore.specs import ImprovedSpec, MatchingSpec
+
+
+@dataclass(frozen=True)
+class Window:
+    """start, goal, heading: parameters [P] of an expert at s and at s + `expert_epochs`, and from shortly before the goal to it."""
+
+    start: Tensor
+    goal: Tensor
+    heading: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the experts' averaged paths came about: the decay of each step, and the steps of an epoch."""
+
+    decay: float
+    epoch_steps: int
+
+
+class Windows:
+    """Draws windows. pace: of averaged paths that are to be read later by their lag; None: paths are read as they are.
+
+    MKDT (2410.02116, algorithm 1): an expert and a whole epoch s, both uniform. With `continuous`, s is uniform over all times from 0
+    to `max_start_epoch` and the path between two snapshots is the straight line. With `growing` g, the latest start grows in equal
+    steps over the first part g of the iterations, so that what comes first is learned first (as DATM does, 2310.05773, section 3.3).
+    """
+
+    def __init__(self, experts: Trajectories, spec: MatchingSpec, pace: Pace | None = None) -> None:
+        self.experts, self.spec, self.pace = experts, spec, pace
+        self._improved = spec if isinstance(spec, ImprovedSpec) else None
+        if (last := self.read_epoch(spec.max_start_epoch + spec.expert_epochs)) > experts.num_snapshots - 1 + 1e-6:
+            raise ValueError(f"windows end at epoch {last:.2f} of the recorded paths, which have {experts.num_snapshots - 1}")
+
+    def draw(self, iteration: int, random: torch.Generator) -> Window:
+        """The window of iteration `iteration` (from 0)."""
+        spec, improved = self.spec, self._improved
+        expert = int(torch.randint(self.experts.num_experts, (), generator=random))
+        latest = self.latest_start(iteration)
+        if improved is None or not improved.continuous:
+            begin = float(torch.randint(int(latest) + 1, (), generator=random))
+        else:
+            begin = float(torch.rand((), generator=random, dtype=torch.float64)) * latest
+        end = begin + spec.expert_epochs
+        start, goal = self.at(expert, begin), self.at(expert, end)
+        heading = goal - self.at(expert, end - heading_epochs(spec)) if improved is not None and improved.gap else None
+        return Window(start, goal, heading)
+
+    def latest_start(self, iteration: int) -> float:
+        """The latest start, in epochs, that iteration `iteration` may draw."""
+        latest = float(self.spec.max_start_epoch)
+        if self._improved is None or not self._improved.growing:
+            return latest
+        return latest * min(1.0, iteration / (self._improved.growing * self.spec.iterations))
+
+    def read_epoch(self, epoch: float) -> float:
+        """Where in the recorded path the expert of `epoch` is found: later than `epoch` by the average's lag."""
+        if self.pace is None:
+            return epoch
+        return read_time(epoch * self.pace.epoch_steps, self.pace.decay) / self.pace.epoch_steps
+
+    def at(self, expert: int, epoch: float) -> Tensor:
+        """Parameters [P] of an expert at any time, in epochs; for reading only where that is a snapshot's."""
+        place = self.read_epoch(epoch)
+        before = min(int(place + 1e-6), self.experts.num_snapshots - 1)
+        part = place - before
+        row = self.experts.row(expert, before)
+        return row if part < 2e-6 else torch.lerp(row, self.experts.row(expert, before + 1), part)
+
+
+def heading_epochs(spec: MatchingSpec) -> float:
+    """Over how long before the goal an expert's heading is taken: an epoch, or the whole window if that is shorter."""
+    return min(1.0, float(spec.expert_epochs))
+
+
+def inner_decay(spec: MatchingSpec) -> float:
+    """Decay of the inner run's own average, whose gap looks back as far as an expert's heading: tau = m / (1 - m) inner steps."""
+    tau = spec.inner_steps * heading_epochs(spec) / spec.expert_epochs
+    return tau / (1.0 + tau)
