@@ -20,6 +20,7 @@ from ddcore.specs import BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec
 from ddcore.ssl.barlow_twins import barlow_twins
 from ddcore.ssl.dino import Dino
 from ddcore.ssl.given import given_teacher
+from ddcore.ssl.gradient_noise import gradient_noise
 from ddcore.ssl.identity import refuse_broken
 from ddcore.ssl.measure import extract_features, knn_accuracy, measure, refuse_collapsed
 from ddcore.ssl.objective import Objective
@@ -94,6 +95,7 @@ class Run:
         try:
             while self.step < self.total:
                 self.task.reporter.progress(self.step, self.total, "steps", f"{self.rate:,.0f} images/s")
+                began += self._compare_gradients()
                 self._update()
                 self.rate = (self.step - first) * self.batch_size / (time.perf_counter() - began)
                 if self.step in self.snapshots:
@@ -102,6 +104,7 @@ class Run:
                     self._look()
                 if every.due():
                     self._checkpoint()
+            self._compare_gradients()
             self.task.reporter.progress(self.total, self.total, "steps", f"{self.rate:,.0f} images/s")
         except Stopped:
             self._checkpoint()
@@ -138,13 +141,34 @@ class Run:
     def _at(self, points: int) -> bool:
         return self.step % max(1, self.total // points) == 0 and self.step > 0
 
-    def _views(self, batch: torch.Tensor) -> list[torch.Tensor]:
-        """Two global views, then local ones; all at the images' size, so that any backbone can read them."""
-        draw, spec = generator(self.seed, *self.stream, "views", self.step), self.spec
+    def _views(self, batch: torch.Tensor, own: torch.Generator | None = None) -> list[torch.Tensor]:
+        """Two global views, then local ones; all at the images' size, so that any backbone can read them. own: not the step's draws."""
+        draw, spec = own or generator(self.seed, *self.stream, "views", self.step), self.spec
         views = [random_views(batch, spec.augment, draw) for _ in range(2)]
         if isinstance(spec, DinoSpec):
             views += [random_views(batch, spec.augment, draw, spec.local_crop_scale) for _ in range(spec.local_crops)]
         return [self.normaliser(view).to(memory_format=torch.channels_last) for view in views]
+
+    def _compare_gradients(self) -> float:
+        """At step 0, at every look and at the end: how far the gradients of batches drawn for this alone scatter. Returns the seconds."""
+        began = time.perf_counter()
+        batches, points = self.spec.gradient_batches, self.history.get("gradient_noise", [])
+        here = self.step == 0 or self._at(LOOKS) or self.step == self.total
+        if not batches or not here or any(step == self.step for step, _ in points):
+            return 0.0
+        draw = generator(self.seed, *self.stream, "gradient noise", self.step)
+
+        def views(number: int) -> list[torch.Tensor]:
+            self.task.reporter.progress(self.step, self.total, "steps", f"gradient {number + 1} of {batches}")
+            rows = torch.randperm(len(self.data), generator=draw)[: self.batch_size]
+            return self._views(self.data.images.index_select(0, send(rows, self.task.device)), draw)
+
+        ratio = gradient_noise(self.objective, views, batches, self.step / self.epoch_steps, self.amp)
+        if ratio is None:
+            self.task.reporter.note(f"step {self.step}: the gradients of {batches} batches share no direction; take more gradient_batches")
+        else:
+            self._point("gradient_noise", ratio)
+        return time.perf_counter() - began
 
     def _log(self, figures: dict[str, Any]) -> None:
         for name, value in figures.items():
