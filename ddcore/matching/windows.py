@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddcore.experts.lag import read_time
+from ddcore.experts.lag import mean_time, read_time
 from ddcore.experts.store import Trajectories
 from ddcore.specs import ImprovedSpec, MatchingSpec
 
@@ -68,13 +68,25 @@ class Windows:
             return epoch
         return read_time(epoch * self.pace.epoch_steps, self.pace.decay) / self.pace.epoch_steps
 
+    def stands_for(self, snapshot: int) -> float:
+        """The epoch that a snapshot stands for: the inverse of `read_epoch`."""
+        if self.pace is None:
+            return float(snapshot)
+        return mean_time(snapshot * self.pace.epoch_steps, self.pace.decay) / self.pace.epoch_steps
+
     def at(self, expert: int, epoch: float) -> Tensor:
-        """Parameters [P] of an expert at any time, in epochs; for reading only where that is a snapshot's."""
+        """Parameters [P] of an expert at any time, in epochs; for reading only where that is a snapshot's.
+
+        Between two snapshots time goes by as what they stand for does, not as they were taken: an average gathers pace while it is
+        young, and so a straight path is read as it was.
+        """
         place = self.read_epoch(epoch)
         before = min(int(place + 1e-6), self.experts.num_snapshots - 1)
-        part = place - before
         row = self.experts.row(expert, before)
-        return row if part < 2e-6 else torch.lerp(row, self.experts.row(expert, before + 1), part)
+        if place - before < 2e-6:
+            return row
+        first, last = self.stands_for(before), self.stands_for(before + 1)
+        return torch.lerp(row, self.experts.row(expert, before + 1), (epoch - first) / (last - first))
 
 
 def heading_epochs(spec: MatchingSpec) -> float:
