@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ from ddcore.matching.windows import Window, Windows, inner_decay
 from ddcore.networks.flat import FlatNetwork
 from ddcore.specs import ImprovedSpec, MatchingSpec
 from ddcore.synthetic import mean_rate
+from ddcore.transfer import send
 
 CHECKPOINT_SECONDS = 60.0
 CURVE_POINTS = 300
@@ -88,7 +89,7 @@ def match(
         except Stopped:
             _save(work, state, core.name)
             raise
-        state.recent.append(_iterate(iteration, windows, loss.real, spec, state, views, first_rate))
+        state.recent.append(_iterate(iteration, windows, loss, spec, state, views, first_rate))
         state.iteration += 1
         if state.iteration % stride == 0 or state.iteration == spec.iterations:
             _record(state, loss.names, reporter)
@@ -135,7 +136,7 @@ def _no_graph(work: Callable[[], tuple[torch.Tensor, ...]]) -> NoReturn:
 def _iterate(
     iteration: Replayed,
     windows: Windows,
-    real: Regression | None,
+    outer: OuterLoss,
     spec: MatchingSpec,
     state: State,
     views: Views | None,
@@ -146,11 +147,26 @@ def _iterate(
     batches = batches_of(len(state.images), spec.batch_size, spec.inner_steps, state.random)
     if views is not None:
         views.draw(state.random)
-    total, terms, *gradients = iteration(*_given(window, real, spec, state), *batches)
+    if window.run_up:
+        window = replace(window, start=_run_up(outer.core, window, spec, state))
+    total, terms, *gradients = iteration(*_given(window, outer.real, spec, state), *batches)
     before = state.rate.clone()
     _step(state, spec, gradients, total, terms[0])
     state.rate.clamp_(before / RATE_CHANGE, before * RATE_CHANGE).clamp_(first_rate / RATE_BOUND, first_rate * RATE_BOUND)
     return torch.cat([total.view(1), terms])
+
+
+def _run_up(core: Core, window: Window, spec: MatchingSpec, state: State) -> torch.Tensor:
+    """Where `window.run_up` inner steps on the set as it is lead from the window's start: [P], on the device."""
+    theta = window.start.to(state.images.device)
+    rates = state.rate if state.rate.ndim == 0 else core.network.spread(state.rate)
+    velocity = torch.zeros_like(theta)
+    for rows in batches_of(len(state.images), spec.batch_size, window.run_up, state.random):
+        rows = send(rows, theta.device)
+        found = core.gradient(theta, state.images[rows], state.targets[rows])
+        velocity = torch.add(found.gradient, velocity, alpha=spec.inner_momentum)
+        theta = torch.addcmul(theta, velocity, rates, value=-1)
+    return theta
 
 
 def _given(window: Window, real: Regression | None, spec: MatchingSpec, state: State) -> list[torch.Tensor]:

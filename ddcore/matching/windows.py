@@ -12,11 +12,15 @@ from ddcore.specs import ImprovedSpec, MatchingSpec
 
 @dataclass(frozen=True)
 class Window:
-    """start, goal, heading: parameters [P] of an expert at s and at s + `expert_epochs`, and from shortly before the goal to it."""
+    """start, goal, heading: parameters [P] of an expert at s and at s + `expert_epochs`, and from shortly before the goal to it.
+
+    run_up: inner steps from `start` that lead to where the window begins; there, `start` is the expert's first snapshot.
+    """
 
     start: Tensor
     goal: Tensor
     heading: Tensor | None = None
+    run_up: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Windows:
     MKDT (2410.02116, algorithm 1): an expert and a whole epoch s, both uniform. With `continuous`, s is uniform over all times from 0
     to `max_start_epoch` and the path between two snapshots is the straight line. With `growing` g, the latest start grows in equal
     steps over the first part g of the iterations, so that what comes first is learned first (as DATM does, 2310.05773, section 3.3).
+
+    A part `own_starts` of the windows begins where as many inner steps on the set itself as s stands for lead from the expert's first
+    snapshot. After distillation nothing puts a network back on an expert's path, and small errors add up along a run: so windows that
+    begin where such runs are learn to come back (the same remedy as in imitation learning: DAgger, 1011.0686).
     """
 
     def __init__(self, experts: Trajectories, spec: MatchingSpec, pace: Pace | None = None) -> None:
@@ -51,9 +59,11 @@ class Windows:
         else:
             begin = float(torch.rand((), generator=random, dtype=torch.float64)) * latest
         end = begin + spec.expert_epochs
-        start, goal = self.at(expert, begin), self.at(expert, end)
+        own = improved is not None and improved.own_starts > 0 and float(torch.rand((), generator=random)) < improved.own_starts
+        run_up = round(begin * spec.inner_steps / spec.expert_epochs) if own else 0
+        start, goal = self.at(expert, 0.0 if own else begin), self.at(expert, end)
         heading = goal - self.at(expert, end - heading_epochs(spec)) if improved is not None and improved.gap else None
-        return Window(start, goal, heading)
+        return Window(start, goal, heading, run_up)
 
     def latest_start(self, iteration: int) -> float:
         """The latest start, in epochs, that iteration `iteration` may draw."""

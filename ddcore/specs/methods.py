@@ -66,6 +66,11 @@ class ImprovedSpec(MatchingSpec):
         description="from whose outputs on the real images that error is taken: the expert's at its goal, or the teacher's",
     )
     functional_images: int = Field(256, ge=1, le=65536, description="real images it sees in an iteration")
+    own_starts: float = Field(
+        0.0, ge=0.0, le=1.0,
+        description="part of the windows that begin where training on the set itself leads from the expert's first snapshot, as it will"
+        " after distillation, and not on the expert's path, from which that training drifts away",
+    )  # fmt: skip
     growing: float = Field(0.0, ge=0.0, le=1.0, description="part of the iterations over which the latest start grows to its maximum")
     threshold: Positive | None = Field(
         None,
