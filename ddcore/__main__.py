@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 import reprlib
 import signal
 import sys
@@ -25,7 +26,9 @@ from ddcore.errors import DdcoreError, SpecError, Stopped
 from ddcore.events import Event, Reporter
 from ddcore.plan import Plan, Step, plan_distill, plan_evaluate, plan_observe
 from ddcore.run import choose_device, keep_freed_memory, run_plan, set_deterministic
-from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec, SweepSpec
+from ddcore.sweep_plan import datasets_of, plan_sweep
+from ddcore.sweep_presets import SWEEPS
 from ddcore.task import Resources
 
 
@@ -33,12 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 when the run is whole, 1 when it failed, 2 when the spec was refused."""
     parser = argparse.ArgumentParser(prog="python -m ddcore", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run a distillation, an evaluation of one, or an observation, from a JSON spec")
+    run = commands.add_parser("run", help="run a distillation, an evaluation of one, an observation or a sweep, from a JSON spec")
     run.add_argument(
         "spec",
         type=Path,
-        help="a JSON file: a distill spec; an evaluate spec, whose `synthetic_set` names a finished folder; or an observe spec under"
-        " the key `observe`",
+        help="a JSON file: a distill spec; an evaluate spec, whose `synthetic_set` names a finished folder; an observe spec under"
+        " the key `observe`; or a sweep spec",
     )
     run.add_argument("out", type=Path, help="folder for results; finished steps found in it are not run again")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
@@ -56,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     set_deterministic(given.threads)
     keep_freed_memory()
     try:
-        return _run(given.out, body, plan, earlier, device, catalogue, console)
+        return _run(given, body, plan, earlier, device, catalogue, console)
     except DdcoreError as error:
         _say(console, f"{error.code}: ", error.detail)
         if error.hint:
@@ -107,13 +110,20 @@ def _threads(text: str) -> int:
 
 
 def _run(
-    out: Path, body: dict[str, Any], plan: Plan, earlier: list[Path], device: torch.device, catalogue: "Catalogue", console: Console
+    given: argparse.Namespace,
+    body: dict[str, Any],
+    plan: Plan,
+    earlier: list[Path],
+    device: torch.device,
+    catalogue: "Catalogue",
+    console: Console,
 ) -> int:
+    out = given.out
     out.mkdir(parents=True, exist_ok=True)
     resources = Resources(catalogue.archives, catalogue.checkpoints, out / "downloads")
     with _stopping(console) as should_stop, Bars(console, plan, should_stop) as bars:
-        folders = run_plan(plan, out, device, resources, bars.reporter, bars.done, earlier)
-    last = _publish(out, plan, folders, body)
+        folders = run_plan(plan, out, device, resources, bars.reporter, bars.done, earlier, should_stop)
+    last = _publish(out, given.spec.stem, folders, body)
     _say(console, "done ", f"in {sum(bars.seconds.values()):.1f} s; results: {last}")
     return 0
 
@@ -137,9 +147,11 @@ def _stopping(console: Console) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _publish(out: Path, plan: Plan, folders: dict[str, Path], body: dict[str, Any]) -> Path:
-    """Give the result steps plain names in `out`, and keep the spec beside them."""
-    if "report" in folders:
+def _publish(out: Path, spec: str, folders: dict[str, Path], body: dict[str, Any]) -> Path:
+    """Give the result steps plain names in `out`, and keep a distillation's spec beside them; a ranking is named by its spec's file."""
+    if "ranking" in folders:
+        named = {f"ranking-{spec}": folders["ranking"]}
+    elif "report" in folders:
         named = {"report": folders["report"]}
     elif "observe" in folders:
         named = {"observe": folders["observe"]}
@@ -149,8 +161,9 @@ def _publish(out: Path, plan: Plan, folders: dict[str, Path], body: dict[str, An
         (out / "spec.json").write_text(whole.model_dump_json(indent=1))
     for name, folder in named.items():
         link = out / name
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder.relative_to(out), target_is_directory=True)
+        aside = out / f".{name}-{os.getpid()}"
+        aside.symlink_to(folder.relative_to(out), target_is_directory=True)
+        aside.replace(link)  # in one move: another process may be at it in the same folder
     return out / next(iter(named))
 
 
@@ -206,6 +219,10 @@ def _plan(body: Any, catalogue: Catalogue) -> tuple[Plan, list[Path]]:
     if set(body) == {"observe"}:
         observe = ObserveSpec.model_validate(body["observe"])
         return plan_observe(observe, catalogue.facts(observe.dataset)), []
+    if "variants" in body or body.get("preset") in SWEEPS:
+        sweep = SweepSpec.model_validate(body)
+        sweep = sweep.model_copy(update={"variants": {name: catalogue.checkpoint(one) for name, one in sweep.variants.items()}})
+        return plan_sweep(sweep, {name: catalogue.facts(name) for name in datasets_of(sweep)}), []
     if "synthetic_set" not in body:
         distill = catalogue.checkpoint(DistillSpec.model_validate(body))
         return plan_distill(distill, catalogue.facts(distill.dataset)), []

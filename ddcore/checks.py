@@ -10,7 +10,7 @@ from typing import Any
 from ddcore.errors import Problem
 from ddcore.networks.names import check_backbone, check_patches
 from ddcore.networks.student_sizes import check_halvings, check_student
-from ddcore.specs import DinoSpec, DinoTMSpec, DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec
+from ddcore.specs import DinoSpec, DinoTMSpec, DistillSpec, GivenTeacherSpec, MeasureSpec, ObserveSpec
 
 LEAST_SNAPSHOTS = 3  # to be observed: two steps are the least that can differ in direction
 
@@ -95,7 +95,7 @@ def _check_path(spec: DistillSpec) -> list[Problem]:
     return [Problem(("method", "name"), said, "dino_tm", "teacher.ssl dino, or method mkdt_plus")]
 
 
-def check_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]) -> list[Problem]:
+def check_evaluate(spec: MeasureSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]) -> list[Problem]:
     """What in an evaluation makes no sense for its datasets; empty if nothing."""
     problems: list[Problem] = []
     for i, network in enumerate(spec.networks):
@@ -119,7 +119,7 @@ def check_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts
                 )
             )
         for j, fraction in enumerate(spec.label_fractions):
-            rarest = min(train.class_counts)
+            rarest = min(_not_held_out(count, spec.validation) for count in train.class_counts)
             if labels_of_class(fraction, rarest) < 1:
                 problems.append(
                     Problem(
@@ -141,6 +141,11 @@ def _least_fraction(count: int) -> float:
 def labels_of_class(fraction: float, count: int) -> int:
     """How many of a class's `count` images keep their label in a stratified draw of `fraction`: rounded half up."""
     return math.floor(fraction * count + 0.5)
+
+
+def _not_held_out(count: int, validation: float | None) -> int:
+    """How many of a class's images are left to fit on beside a validation split; see `ddcore.evaluation.draws.split`."""
+    return count if validation is None or count < 2 else count - max(labels_of_class(validation, count), 1)
 
 
 def as_distillation(spec: ObserveSpec) -> DistillSpec:

@@ -12,7 +12,18 @@ from typing import Any
 from ddcore.checks import DatasetFacts, as_distillation, check_distill, check_evaluate, check_observe, digest
 from ddcore.errors import SpecError
 from ddcore.experts.lag import epochs_to_record
-from ddcore.specs import DinoTMSpec, DistillSpec, EvaluateSpec, ExpertPath, ImprovedSpec, MatchingSpec, MethodSpec, ObserveSpec, Spec
+from ddcore.specs import (
+    DinoTMSpec,
+    DistillSpec,
+    EvaluateSpec,
+    ExpertPath,
+    ImprovedSpec,
+    MatchingSpec,
+    MeasureSpec,
+    MethodSpec,
+    ObserveSpec,
+    Spec,
+)
 
 # Raise a number when a change makes that kind of step compute something else: old results are then no longer reused.
 STEP_VERSION: dict[str, int] = {
@@ -26,6 +37,7 @@ STEP_VERSION: dict[str, int] = {
     "tune": 2,
     "evaluate": 2,
     "report": 1,
+    "ranking": 1,
     "observe": 1,
 }
 
@@ -191,57 +203,77 @@ def plan_evaluate(spec: EvaluateSpec, distill: DistillSpec, facts: DatasetFacts,
     if problems:
         raise SpecError(problems)
     plan = Plan()
-    _teacher_and_targets(plan, distill, facts)
-    dataset = next(iter(plan)).name
+    measured = add_measurement(plan, spec, distill, facts, downstream)
+    params = {"tasks": task_names(spec)} | _validation(spec)
+    seen = {"cells": measured.cells, "rates": measured.rates, "teacher": ["teacher"], "set": [measured.made]}
+    plan.add("report", "report", params, seen, queue="cpu")
+    return plan
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Names of the steps that make a set and score it: the set, the tuned rates (or none), the cells by network, then seed."""
+
+    made: str
+    rates: list[str]
+    cells: list[str]
+
+
+def add_measurement(
+    plan: Plan, spec: MeasureSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]
+) -> Measurement:
+    """Add the steps of a distillation and of its cells to an empty plan; what the arguments are, `plan_evaluate` says."""
+    dataset, _ = _teacher_and_targets(plan, distill, facts)
     made = _set(plan, "distill", distill, facts, distill.method, distill.seed)
-    steps = spec.pretrain.steps or horizon(distill)
-    tasks = {
-        "downstream_train": [add_dataset(plan, downstream[task.train]) for task in spec.downstream],
-        "downstream_test": [add_dataset(plan, downstream[task.test]) for task in spec.downstream],
-    }
-    names = [f"{t.train} -> {t.test}" for t in spec.downstream]
+    tasks = {"downstream_train": [add_dataset(plan, downstream[task.train]) for task in spec.downstream]}
+    if spec.validation is None:
+        tasks["downstream_test"] = [add_dataset(plan, downstream[task.test]) for task in spec.downstream]
     rated = [b for b in spec.baselines if b != "none"]
-    pretrain = {**_dump(spec.pretrain, "lr_grid"), "steps": steps}
+    shared = {
+        "arms": ["synthetic", *rated],
+        "pretrain": {**_dump(spec.pretrain, "lr_grid"), "steps": spec.pretrain.steps or horizon(distill)},
+        "probe": spec.probe,
+        **_validation(spec),
+    }
 
     def sets(seed: int) -> list[str]:
         """One set of images for each arm that has any, `distill` first; k-means and random draws differ from seed to seed."""
         own = {"random": f"random-{seed}", "k_means": f"k_means-{seed}", "high_loss": "high_loss"}
         return [made] + [_set(plan, own[b], distill, facts, {"name": b}, seed if b != "high_loss" else distill.seed) for b in rated]
 
+    networks = [_dump(network) for network in spec.networks or (distill.student,)]
     rates: list[str] = []
     if spec.pretrain.lr is None and rated:
         seed = spec.seed + 500_000  # not a seed that any cell uses
-        params = {
-            "arms": ["synthetic", *rated],
-            "grid": list(spec.pretrain.lr_grid),
-            "pretrain": pretrain,
-            "network": _dump((spec.networks or (distill.student,))[0]),
-            "probe": spec.probe,
-            "seed": seed,
-        }
-        rates = [
-            plan.add("tune", "tune", params, {"dataset": [dataset], "sets": sets(seed), "downstream_train": tasks["downstream_train"][:1]})
-        ]
+        params = shared | {"grid": list(spec.pretrain.lr_grid), "network": networks[0], "seed": seed}
+        seen = {"dataset": [dataset], "sets": sets(seed), "downstream_train": tasks["downstream_train"][:1]}
+        rates = [plan.add("tune", "tune", params, seen)]
     cells = []
-    for n, network in enumerate(spec.networks or (distill.student,)):
+    for n, network in enumerate(networks):
         for seed in range(spec.seed, spec.seed + spec.seeds):
-            params = {
-                "arms": ["synthetic", *rated],
+            params = shared | {
                 "untrained": "none" in spec.baselines,
                 "rounding": spec.rounding,
-                "network": _dump(network),
+                "network": network,
                 "seed": seed,
-                "pretrain": pretrain,
-                "tasks": len(names),
+                "tasks": len(spec.downstream),
                 "label_fractions": list(spec.label_fractions),
                 "label_draws": spec.label_draws,
-                "probe": spec.probe,
                 "knn": spec.knn,
             }
             inputs = {"dataset": [dataset], "sets": sets(seed), "rates": rates, **tasks}
             cells.append(plan.add(f"evaluate-{n}-{seed}", "evaluate", params, inputs))
-    plan.add("report", "report", {"tasks": names}, {"cells": cells, "rates": rates, "teacher": ["teacher"], "set": [made]}, queue="cpu")
-    return plan
+    return Measurement(made, rates, cells)
+
+
+def _validation(spec: MeasureSpec) -> dict[str, Any]:
+    return {} if spec.validation is None else {"validation": spec.validation}
+
+
+def task_names(spec: MeasureSpec) -> list[str]:
+    """How tables name the tasks: what probes are fitted on, and what they are scored on."""
+    scored = "" if spec.validation is None else f"{100 * spec.validation:g} % of it held out"
+    return [f"{task.train} -> {scored or task.test}" for task in spec.downstream]
 
 
 def plan_observe(spec: ObserveSpec, facts: DatasetFacts) -> Plan:

@@ -1,6 +1,7 @@
 """Execute one step in a folder, or a whole plan in a tree of folders."""
 
 import ctypes
+import fcntl
 import importlib.metadata
 import json
 import platform
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 
 from ddcore.data.build import build_dataset
-from ddcore.errors import DdcoreError
+from ddcore.errors import DdcoreError, Stopped
 from ddcore.evaluation.cell import evaluate_cell
+from ddcore.evaluation.ranking import make_ranking
 from ddcore.evaluation.report import make_report
 from ddcore.evaluation.tune import tune_rates
 from ddcore.events import Reporter
@@ -31,6 +33,7 @@ from ddcore.ssl.train import train_teacher
 from ddcore.task import Resources, Task
 from ddcore.threads import cores
 
+WAIT = 0.5  # seconds between two looks at steps that other processes are at
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 STEPS: dict[str, Callable[[Task], dict[str, Any]]] = {
@@ -44,6 +47,7 @@ STEPS: dict[str, Callable[[Task], dict[str, Any]]] = {
     "tune": tune_rates,
     "evaluate": evaluate_cell,
     "report": make_report,
+    "ranking": make_ranking,
     "observe": observe,
 }
 
@@ -117,23 +121,59 @@ def run_plan(
     reporter_of: Callable[[Step], Reporter],
     on_done: Callable[[Step, dict[str, Any], bool], None],
     finished: Sequence[Path] = (),
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Path]:
-    """Run a plan's steps in order under `root/steps/<key>`; a step whose folder is there, or under a root in `finished`, is not run again.
+    """Run a plan's steps under `root/steps/<key>`; a step whose folder is there, or under a root in `finished`, is not run again.
 
-    on_done(step, summary, cached) is called after each. Returns the folder of each step by its name.
+    Several processes may work in one `root`, on one plan or on several that share steps: each takes the next step that no other is at,
+    and waits (until `should_stop`, which raises `Stopped`) only where there is none. on_done(step, summary, cached) is called after each.
+    Returns the folder of each step by its name.
     """
     folders: dict[str, Path] = {}
-    for step in plan:
-        places = [place / "steps" / f"{step.kind}-{step.key[:16]}" for place in (root, *finished)]
-        done = next((place for place in places if (place / "step.json").exists()), places[0])
-        folders[step.name] = done
-        cached = (done / "step.json").exists()
-        if not cached:
+    left = list(plan)
+    while left:
+        before = len(left)
+        for step in left:
+            if not all(name in folders for names in step.inputs.values() for name in names):
+                continue
+            name = f"{step.kind}-{step.key[:16]}"
+            done = next((at for at in (place / "steps" / name for place in (root, *finished)) if (at / "step.json").exists()), None)
+            cached = done is not None
+            if done is None:
+                inputs = {role: [folders[name] for name in names] for role, names in step.inputs.items()}
+                done = _run_unless_taken(step, inputs, root / "steps" / name, device, resources, reporter_of)
+            if done is not None:
+                folders[step.name] = done
+                on_done(step, json.loads((done / "step.json").read_text())["summary"], cached)
+        left = [step for step in left if step.name not in folders]
+        if len(left) == before:
+            if should_stop():
+                raise Stopped
+            time.sleep(WAIT)
+    return folders
+
+
+def _run_unless_taken(
+    step: Step,
+    inputs: dict[str, list[Path]],
+    done: Path,
+    device: torch.device,
+    resources: Resources,
+    reporter_of: Callable[[Step], Reporter],
+) -> Path | None:
+    """Run a step into the folder `done` and return it; None if another process is at it. A process that dies lets go of its step."""
+    locks = done.parent.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / done.name).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        if not (done / "step.json").exists():  # finished by another since we looked
             aside, work = done.with_suffix(".part"), done.with_suffix(".work")
             shutil.rmtree(aside, ignore_errors=True)
-            inputs = {role: [folders[name] for name in names] for role, names in step.inputs.items()}
             run_step(step.kind, step.params, inputs, aside, work, reporter_of(step), device, resources)
             aside.rename(done)
             shutil.rmtree(work, ignore_errors=True)
-        on_done(step, json.loads((done / "step.json").read_text())["summary"], cached)
-    return folders
+        (locks / done.name).unlink(missing_ok=True)  # whoever has it open, or makes it anew, finds the step done
+    return done

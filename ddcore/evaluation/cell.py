@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.evaluation.arms import Arm, arms_of, network_for, network_name, shape_of
-from ddcore.evaluation.downstream import Labelled, features, load_pair
+from ddcore.evaluation.downstream import Labelled, features, load_held_out, load_pair
 from ddcore.evaluation.draws import stratified
 from ddcore.evaluation.knn import knn_accuracy
 from ddcore.evaluation.pretrain import Pretrained, initial, pretrain
@@ -16,6 +16,7 @@ from ddcore.evaluation.probes import probe_accuracy
 from ddcore.evaluation.progress import Ticker
 from ddcore.events import Every
 from ddcore.networks.flat import FlatNetwork
+from ddcore.synthetic import SyntheticSet
 from ddcore.task import Task, generator
 
 CHECKPOINT_SECONDS = 30.0
@@ -33,13 +34,13 @@ def evaluate_cell(task: Task) -> dict[str, Any]:
     params, arms = task.params, arms_of(task)
     data = next(arm.data for arm in arms if arm.data is not None)
     network = network_for(params["network"], data).to(task.device)
-    folders = list(zip(task.inputs["downstream_train"], task.inputs["downstream_test"], strict=True))
+    tasks = len(task.inputs["downstream_train"])
     pretraining = sum(arm.data is not None for arm in arms) * params["pretrain"]["steps"]
-    ticker = Ticker(task.reporter, pretraining + len(folders) * len(arms) * (1 + _draws_in_all(params)), "steps")
+    ticker = Ticker(task.reporter, pretraining + tasks * len(arms) * (1 + _draws_in_all(params)), "steps")
     trained = _train_all(task, network, arms, ticker)
     records: list[Record] = []
-    for number, pair in enumerate(folders):
-        train, test = load_pair(*pair, shape_of(data), data.info, task.device)
+    for number in range(tasks):
+        train, test = _halves(task, number, data)
         draws = _draws(params, train, number)
         for arm in arms:
             theta = trained[arm.name].theta
@@ -48,6 +49,14 @@ def evaluate_cell(task: Task) -> dict[str, Any]:
             records += [common | record for record in _score(task, seen, (train, test), draws, number, arm.name, ticker)]
     ticker.finish()
     return _write(task, records, trained)
+
+
+def _halves(task: Task, number: int, data: SyntheticSet) -> tuple[Labelled, Labelled]:
+    """What probes of one task are fitted and scored on: its two datasets, or two parts of the first where `validation` is given."""
+    train, place = task.inputs["downstream_train"][number], (shape_of(data), data.info, task.device)
+    if (share := task.params.get("validation")) is not None:
+        return load_held_out(train, share, *place)
+    return load_pair(train, task.inputs["downstream_test"][number], *place)
 
 
 def _write(task: Task, records: list[Record], trained: dict[str, Pretrained]) -> dict[str, Any]:

@@ -21,14 +21,15 @@ def draw_comparison(report: dict[str, Any], folder: Path) -> None:
         figure.suptitle("How well do features do after pre-training on each set?", x=0.01, ha="left", fontsize=14)
         for number, panel in enumerate(panels):
             axes = figure.add_subplot(len(panels), 1, number + 1)
-            _panel(axes, panel, [row for row in report["table"] if (row["task"], row["network"]) == panel])
+            rows = [row for row in report["table"] if (row["task"], row["network"]) == panel]
+            _panel(axes, panel, rows, "validation" if "validation" in report else "test")
         arms = list(dict.fromkeys(row["arm"] for row in report["table"]))
         marks = [Line2D([], [], color=ARMS[arm][1], marker=ARMS[arm][2], linestyle="", label=label_of(arm)) for arm in arms]
         figure.legend(handles=marks, loc="outside lower center", ncols=min(3, len(arms)))
         save_figure(figure, folder, "comparison", {"rows": report["table"]})
 
 
-def _panel(axes: Axes, panel: tuple[str, str], rows: list[Row]) -> None:
+def _panel(axes: Axes, panel: tuple[str, str], rows: list[Row], split: str) -> None:
     columns = list(dict.fromkeys(column_of(row) for row in rows))
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     for row in rows:
@@ -44,7 +45,7 @@ def _panel(axes: Axes, panel: tuple[str, str], rows: list[Row]) -> None:
     axes.set_xticks(range(len(columns)), [_tick(column) for column in columns])
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_xlabel("how the features were read, and share of training images with a label")
-    axes.set_ylabel("test accuracy (%)\n" + (f"bars: 95 % interval, {seeds} seeds" if seeds > 1 else "one seed: no intervals"))
+    axes.set_ylabel(f"{split} accuracy (%)\n" + (f"bars: 95 % interval, {seeds} seeds" if seeds > 1 else "one seed: no intervals"))
     grid(axes)
     axes.grid(False, axis="x")
 

@@ -10,7 +10,9 @@ from torch.nn.functional import interpolate
 
 from ddcore.data.images import load_dataset, normalise
 from ddcore.errors import DdcoreError
+from ddcore.evaluation.draws import split
 from ddcore.networks.flat import FlatNetwork
+from ddcore.task import generator
 from ddcore.threads import threads_for
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -56,6 +58,15 @@ def load_pair(
         odd = sorted(set(halves[0].names) ^ set(halves[1].names))[:5]
         raise DdcoreError("bad_dataset", f"train and test name different classes: {', '.join(odd)} are in one only", "name both alike")
     return halves
+
+
+def load_held_out(
+    train: Path, share: float, shape: tuple[int, int, int], info: dict[str, Any], device: torch.device
+) -> tuple[Labelled, Labelled]:
+    """Training images to fit on, and a stratified `share` of them to score on in place of a test split: the same for every seed and arm."""
+    data = load_labelled(train, shape, info, device)
+    rest, held = split(data.labels, share, generator(0, "held out"))
+    return data.rows(rest), data.rows(held)
 
 
 def fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:

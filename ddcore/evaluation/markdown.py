@@ -91,6 +91,15 @@ def _notes(report: dict[str, Any]) -> str:
         "- All arms have the same teacher's targets, number of images, network, steps and batches. Intervals are Student-t, each for",
         "  itself: among twenty comparisons without any effect one is expected to exclude zero.",
     ]
+    lines += held_out(report)
     if seeds == 1:
         lines.append("- **One seed only: there are no intervals, and no claim can rest on these numbers.**")
     return "\n".join(lines) + "\n"
+
+
+def held_out(report: dict[str, Any]) -> list[str]:
+    """The note of a report whose scores are for choosing settings; none of one that read the test split."""
+    if "validation" not in report:
+        return []
+    share = f"{100 * report['validation']:g} %"
+    return [f"- Scored on {share} of the training images, held out from probes and tuning; test images were not read."]

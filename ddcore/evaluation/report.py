@@ -30,6 +30,7 @@ def make_report(task: Task) -> dict[str, Any]:
         record["task"] = names[record["task"]]
     report = {
         "tasks": names,
+        **({"validation": task.params["validation"]} if "validation" in task.params else {}),
         "headline": headline(records),
         "table": table(records),
         "paired": differences(records, [arm for arm in arms_in(records) if not arm.startswith("synthetic")]),
@@ -93,7 +94,7 @@ def headline(records: list[Record]) -> dict[str, Any]:
         "task": first["task"],
         "network": first["network"],
         "probe": chosen[0]["probe"],
-        "measure": f"accuracy in percent, averaged over {_percentages(fractions)} of the labels",
+        "measure": f"accuracy in percent, averaged over {percentages(fractions)} of the labels",
         "fractions": fractions,
         "accuracy": {arm: estimate(list(of_seed.values())).fields() for arm, of_seed in scores.items()},
         "synthetic_minus": {arm: paired(ours, of_seed).fields() for arm, of_seed in scores.items() if arm != "synthetic"},
@@ -106,7 +107,7 @@ def _over_fractions(records: list[Record], arm: str, fractions: list[float]) -> 
     return {seed: fmean(of_seed[seed] for of_seed in each) for seed in each[0]}
 
 
-def _percentages(fractions: list[float]) -> str:
+def percentages(fractions: list[float]) -> str:
     words = [f"{100 * fraction:g} %" for fraction in fractions]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ddcore.errors import DdcoreError
 from ddcore.evaluation.arms import load_sets, network_for, shape_of
-from ddcore.evaluation.downstream import Labelled, features, load_labelled
+from ddcore.evaluation.downstream import Labelled, features, load_held_out, load_labelled
 from ddcore.evaluation.draws import split, stratified
 from ddcore.evaluation.pretrain import pretrain
 from ddcore.evaluation.probes import probe_accuracy
@@ -29,7 +29,7 @@ def tune_rates(task: Task) -> dict[str, Any]:
     params, sets = task.params, load_sets(task)
     synthetic = sets["synthetic"]
     network = network_for(params["network"], synthetic).to(task.device)
-    labelled = load_labelled(task.input("downstream_train"), shape_of(synthetic), synthetic.info, task.device)
+    labelled = _training_images(task, synthetic)
     fit, held = (labelled.rows(rows) for rows in split(labelled.labels, VALIDATION, generator(params["seed"], "validation")))
     grid = [multiple * synthetic.rate for multiple in params["grid"]]
     arms = [name for name in params["arms"] if name != "synthetic"]
@@ -44,6 +44,14 @@ def tune_rates(task: Task) -> dict[str, Any]:
     if edge:
         task.reporter.note(f"the best rate lies at an end of pretrain.lr_grid for {', '.join(edge)}: a wider grid might serve them better")
     return {"rates": rates, "learned_rate": synthetic.rate, "validation_images": len(held.labels), "at_end_of_grid": edge}
+
+
+def _training_images(task: Task, synthetic: SyntheticSet) -> Labelled:
+    """All of them, or those that the cells will not score on."""
+    folder, place = task.input("downstream_train"), (shape_of(synthetic), synthetic.info, task.device)
+    if (share := task.params.get("validation")) is not None:
+        return load_held_out(folder, share, *place)[0]
+    return load_labelled(folder, *place)
 
 
 def _score(

@@ -5,7 +5,7 @@ unknown fields. Sizes that only make sense beside a data set are checked in `ddc
 """
 
 from ddcore.specs.fields import Augmentation, Count, NonNegative, Positive, Seed, Spec
-from ddcore.specs.jobs import Baseline, DistillSpec, Downstream, EvaluateSpec, ObserveSpec, PretrainSpec, merge
+from ddcore.specs.jobs import Baseline, DistillSpec, Downstream, EvaluateSpec, MeasureSpec, ObserveSpec, PretrainSpec, merge
 from ddcore.specs.methods import (
     DinoTMSpec,
     ExpertPath,
@@ -19,6 +19,7 @@ from ddcore.specs.methods import (
     RandomSpec,
 )
 from ddcore.specs.students import VIT_HEADS, ExpertsSpec, StudentSpec
+from ddcore.specs.sweeps import SweepSpec
 from ddcore.specs.teachers import AugmentSpec, BackboneSpec, BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec, TeacherSpec
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "MKDTPlusSpec",
     "MKDTSpec",
     "MatchingSpec",
+    "MeasureSpec",
     "MethodSpec",
     "NonNegative",
     "ObserveSpec",
@@ -53,6 +55,7 @@ __all__ = [
     "SimCLRSpec",
     "Spec",
     "StudentSpec",
+    "SweepSpec",
     "TeacherSpec",
     "merge",
 ]

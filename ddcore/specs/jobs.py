@@ -68,12 +68,9 @@ class PretrainSpec(Spec):
 Baseline = Literal["random", "k_means", "high_loss", "none"]
 
 
-class EvaluateSpec(Spec):
-    """Pre-train encoders on a synthetic set and on baselines of the same size and targets; compare them on labelled tasks."""
+class MeasureSpec(Spec):
+    """How a set is measured: encoders pre-trained on it and on baselines of the same size and targets, compared on labelled tasks."""
 
-    synthetic_set: str = Field(
-        min_length=1, max_length=500, description="id of a synthetic set, or the folder of a finished run (command line)"
-    )
     downstream: tuple[Downstream, ...] = Field(min_length=1, max_length=20)
     baselines: tuple[Baseline, ...] = ("random", "k_means", "high_loss", "none")
     networks: tuple[StudentSpec, ...] = Field((), max_length=10, description="the student of the synthetic set when empty")
@@ -84,7 +81,22 @@ class EvaluateSpec(Spec):
     knn: int = Field(10, ge=1, le=1000, description="neighbours of the k-NN score (all training labels)")
     rounding: bool = Field(True, description="also score the synthetic images rounded to 8 bits, to measure what that costs")
     pretrain: PretrainSpec = PretrainSpec()
+    validation: float | None = Field(
+        None,
+        gt=0.0,
+        le=0.5,
+        description="to choose settings by: score on this share of each task's training images, held out from probes and tuning alike, and"
+        " leave its test images unread",
+    )
     seed: Seed = 0
+
+
+class EvaluateSpec(MeasureSpec):
+    """Pre-train encoders on a synthetic set and on baselines of the same size and targets; compare them on labelled tasks."""
+
+    synthetic_set: str = Field(
+        min_length=1, max_length=500, description="id of a synthetic set, or the folder of a finished run (command line)"
+    )
 
 
 class ObserveSpec(Spec):
