@@ -38,7 +38,7 @@ STEP_VERSION: dict[str, int] = {
     "evaluate": 2,
     "report": 1,
     "ranking": 1,
-    "observe": 1,
+    "observe": 2,
 }
 
 SUBSET_HORIZON = 80  # pre-training steps for a set that was selected, not matched: MKDT's own 40 steps, over two windows
@@ -289,11 +289,10 @@ def plan_observe(spec: ObserveSpec, facts: DatasetFacts) -> Plan:
     for run in range(1, spec.runs):
         again = {"teacher": _dump(spec.teacher), "seed": spec.seed, "run": run}
         teachers.append(plan.add(f"teacher-{run}", "teacher", again, {"dataset": [dataset]}))
-    experts: list[str] = []
+    seen = {"dataset": [dataset], "teacher": teachers}
     if spec.experts:
-        _targets(plan, dataset)
-        experts = _experts(plan, distill, facts, spec.path, spec.epochs, spec.same_start)
-    seen = {"dataset": [dataset], "teacher": teachers, "experts": experts}
+        seen["targets"] = [_targets(plan, dataset)]
+        seen["experts"] = _experts(plan, distill, facts, spec.path, spec.epochs, spec.same_start)
     params: dict[str, Any] = {"seed": spec.seed}
     if spec.experts:
         params |= {"student": _dump(spec.student), "path": spec.path, "same_start": spec.same_start}

@@ -1,4 +1,4 @@
-"""What an observation shows of experts: how they move, and how much of their motion is chance."""
+"""What an observation shows of experts: how they move, how much of their motion is chance, and the error that they walk down."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,21 @@ from ddcore.errors import DdcoreError
 from ddcore.experts.store import Trajectories
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.observatory.feature_figures import draw_noise
+from ddcore.observatory.gradient_figures import Ratios, expert_ratios
+from ddcore.observatory.landscape import landscape
+from ddcore.observatory.landscape_figures import draw_landscape
 from ddcore.observatory.motion import motion
 from ddcore.observatory.motion_figures import draw_motion
 from ddcore.observatory.noise import noise_to_signal
 from ddcore.observatory.null import against_null
 from ddcore.observatory.pca import Read, centred_gram, displacement_gram, distances
 from ddcore.observatory.recordings import ExpertPaths, drawn_experts, told
-from ddcore.observatory.tidy import Row, motion_rows, noise_rows
+from ddcore.observatory.regression import gradient_scatter, regressed
+from ddcore.observatory.tidy import Row, motion_rows, noise_rows, series
 from ddcore.observatory.trajectories import draw_experts
 from ddcore.specs import StudentSpec
 from ddcore.task import Task, generator
+from ddcore.threads import threads_for
 
 ALL, ENCODER = "experts", "experts' encoder"  # what noise is measured over
 
@@ -57,6 +62,27 @@ def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows:
     if task.params.get("same_start") and len(chosen) > 1:
         summary |= _noise(task, paths, {ALL: gram, ENCODER: encoder}, list(places.values()), rows)
     return summary
+
+
+def observe_regression(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row]) -> tuple[dict[str, Any], list[Ratios]]:
+    """The error of the first expert and its gradients, where experts regress the targets of the finished teacher; else nothing.
+
+    Adds to `rows`, draws the landscape into the task's folder; returns headline numbers, and the curves of the gradients' scatter.
+    """
+    if task.params.get("path", "final") != "final" or not task.inputs.get("targets"):
+        return {}, []
+    store, shape = Trajectories(shards), load_dataset(task.input("dataset")).shape
+    network = build_student(StudentSpec(**task.params["student"]), shape, facts["feature_dim"])
+    learnt, seed = regressed(task, shards, network), task.params["seed"]
+    with threads_for(network, learnt.batch_size):
+        scatter = gradient_scatter(learnt, store, 0, seed, task.reporter)
+        found = landscape(learnt, store, 0, seed, task.reporter)
+    draw_landscape(found, task.out)
+    rows += series("path_loss", "expert 0", found["path"]["epoch"], found["path"]["loss"])
+    for key, path in (("all", "expert 0"), ("encoder", "expert 0's encoder")):
+        rows += series("gradient_noise", path, scatter["epoch"], scatter[key])
+    headline = {"expert_gradient_noise": scatter["all"][-1], "expert_gradient_noise_encoder": scatter["encoder"][-1]}
+    return headline | {"expert_loss": found["path"]["loss"][-1]}, expert_ratios(scatter, learnt.batch_size)
 
 
 def _grams(read: Read, rows: int, network: FlatNetwork) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,15 @@ from ddcore.data.images import load_dataset
 from ddcore.errors import DdcoreError
 from ddcore.networks.backbones import build_backbone
 from ddcore.observatory.curves import draw_losses
-from ddcore.observatory.experts import observe_experts
+from ddcore.observatory.experts import observe_experts, observe_regression
 from ddcore.observatory.feature_figures import draw_features, draw_noise
+from ddcore.observatory.gradient_figures import Ratios, draw_gradient_noise, teacher_ratios
 from ddcore.observatory.motion import joined, motion
 from ddcore.observatory.motion_figures import draw_motion
 from ddcore.observatory.noise import noise_to_signal
 from ddcore.observatory.null import against_null
 from ddcore.observatory.pca import centred_gram
-from ddcore.observatory.recordings import TeacherPaths, read_history, teacher_arrays, told
+from ddcore.observatory.recordings import TeacherPaths, read_history, read_params, teacher_arrays, told
 from ddcore.observatory.snapshots import per_snapshot
 from ddcore.observatory.tidy import Row, feature_rows, history_rows, motion_rows, noise_rows
 from ddcore.observatory.trajectories import draw_teacher
@@ -31,9 +32,9 @@ SAMPLE = 2000  # images whose features are compared between snapshots
 def observe(task: Task) -> dict[str, Any]:
     """Write observations.json ({"facts", "rows": see `ddcore.observatory.tidy`}) and the figures; returns the headline numbers.
 
-    params: {"seed": int}, with experts also {"student": a `StudentSpec`}; inputs: dataset, teacher (the folders of all runs, the one to
-    be looked at closely first), experts (shards, or none). Raises `DdcoreError` missing_input for a run that recorded no snapshots, and
-    for runs of different networks.
+    params: {"seed": int}, with experts also {"student": a `StudentSpec`, "path", "same_start": see `ddcore.specs.ObserveSpec`}. inputs:
+    dataset, teacher (the folders of all runs, the one to be looked at closely first), experts (shards, or none), with experts also
+    targets. Raises `DdcoreError` missing_input for a run that recorded no snapshots, and for runs of different networks.
     """
     runs = task.inputs["teacher"]
     facts = json.loads((runs[0] / "teacher.json").read_text())
@@ -42,8 +43,12 @@ def observe(task: Task) -> dict[str, Any]:
     summary |= _teacher(task, runs[0], facts, rows)
     if len(runs) > 1:
         summary |= _noise(task, runs, rows)
+    curves: list[Ratios] = []
     if shards := task.inputs.get("experts"):
         summary |= observe_experts(task, shards, facts, rows)
+        found, curves = observe_regression(task, shards, facts, rows)
+        summary |= found
+    draw_gradient_noise(_own_gradients(task, runs[0], facts) + curves, task.out)
     summary["figures"] = sorted(path.stem for path in task.out.glob("*.png"))
     (task.out / TABLE).write_text(json.dumps({"facts": summary, "rows": rows}, allow_nan=False))
     return summary
@@ -94,6 +99,13 @@ def _noise(task: Task, runs: list[Path], rows: list[Row]) -> dict[str, Any]:
         rows += noise_rows(name, found[name])
     draw_noise(found, task.out)
     return {f"noise_to_signal_{name}": one["ratio"][-1] for name, one in found.items()}
+
+
+def _own_gradients(task: Task, run: Path, facts: dict[str, Any]) -> list[Ratios]:
+    """The scatter of the first run's gradients, if it was told to compare some."""
+    points = read_history(run).get("gradient_noise", [])
+    images = len(load_dataset(task.input("dataset")))
+    return teacher_ratios(facts["ssl"], min(images, read_params(run).get("teacher", {}).get("batch_size", images)), points)
 
 
 def layers_of(module: nn.Module) -> list[tuple[str, int]]:

@@ -114,6 +114,13 @@ def read_history(folder: Path) -> dict[str, Any]:
     return found
 
 
+def read_params(folder: Path) -> dict[str, Any]:
+    """The parameters of the step that left `folder`; empty if it does not say."""
+    path = folder / "step.json"
+    found: dict[str, Any] = json.loads(path.read_text())["params"] if path.exists() else {}
+    return found
+
+
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")

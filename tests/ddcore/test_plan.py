@@ -243,6 +243,7 @@ def test_an_observation_trains_what_a_distillation_of_these_settings_trains_and_
     assert plan.steps["observe"].inputs == {
         "dataset": ("dataset-449a2107",),
         "teacher": ("teacher", "teacher-1", "teacher-2"),
+        "targets": ("targets",),
         "experts": ("experts-0", "experts-1"),
     }
     alone = plan_observe(observation(), DIGITS)

@@ -27,6 +27,7 @@ TEACHER = {
     "hidden_dim": 32,
     "bottleneck_dim": 16,
     "snapshots": 4,
+    "gradient_batches": 4,
     "augment": {"flip": False, "jitter": 0.0, "grayscale": 0.0},
 }
 CPU = torch.device("cpu")
@@ -73,9 +74,13 @@ def test_the_summary_has_the_headline_numbers_and_the_figures_are_there(observed
     assert 0 < summary["gap"] < summary["distance"] * 2
     assert 0 < summary["ema_residual"] < 1e-4
     assert 0 < summary["noise_to_signal_student"] < 10
+    assert 0 < summary["noise_to_signal_experts"] < 10
+    assert 0 < summary["expert_gradient_noise"] < 10
+    losses = json.loads((observed["experts-0"] / "history.json").read_text())["loss"][0]
+    assert summary["expert_loss"] == pytest.approx(losses[-1], rel=0.2)  # that of an epoch, of weights on their way
     assert 0 < summary["explained_by_plane"] <= 1 + 1e-9
     motion = {"motion", "directions", "layers"}
-    others = {"teacher_trajectories", "expert_trajectories", "losses", "features", "noise"}
+    others = {"teacher_trajectories", "expert_trajectories", "losses", "features", "noise", "expert_noise", "gradient_noise", "landscape"}
     assert set(summary["figures"]) == motion | {f"expert_{name}" for name in motion} | others
     for name in summary["figures"]:
         assert all((folder / f"{name}.{form}").stat().st_size > 100 for form in ("png", "svg", "json"))
@@ -85,6 +90,7 @@ def test_a_single_run_of_another_kind_has_no_gap_and_no_noise(tmp_path: Path) ->
     teacher = {name: TEACHER[name] for name in ("backbone", "epochs", "warmup_epochs", "snapshots", "augment")}
     folders = run(tmp_path, plan_observe(ObserveSpec(teacher={"ssl": "simclr", **teacher}), facts("digits-train")))
     summary = json.loads((folders["observe"] / "step.json").read_text())["summary"]
+    assert "gradient_noise" not in summary["figures"]
     assert not {name for name in summary if name == "gap" or name.startswith(("noise", "experts", "ema"))}
     assert summary["distance"] > 0
 
@@ -107,6 +113,18 @@ def test_a_run_without_snapshots_says_what_to_do(observed: dict[str, Path], tmp_
 def test_a_service_names_no_role_that_nothing_plays(observed: dict[str, Path], tmp_path: Path) -> None:
     summary = observe(task_of(observed, tmp_path / "out", observed["teacher"]))
     assert (summary["runs"], "experts" in summary) == (1, False)
+
+
+def test_the_scatter_of_gradients_stands_beside_that_of_the_experts(observed: dict[str, Path]) -> None:
+    history = json.loads((observed["teacher"] / "history.json").read_text())
+    curves = json.loads((observed["observe"] / "gradient_noise.json").read_text())["curves"]
+    assert [[step, ratio] for step, ratio in zip(curves[0]["time"], curves[0]["ratio"], strict=True)] == history["gradient_noise"]
+    assert [(one["name"], one["batch_size"]) for one in curves] == [
+        ("DINO", 256), ("expert's encoder, on targets", 256), ("expert with its last layer", 256)
+    ]  # fmt: skip
+    assert curves[1]["time"] == [0, 1, 2]
+    rows = json.loads((observed["observe"] / "observations.json").read_text())["rows"]
+    assert [row["value"] for row in rows if (row["quantity"], row["path"]) == ("gradient_noise", "expert 0")] == curves[2]["ratio"]
 
 
 def test_runs_of_different_networks_share_no_plane(observed: dict[str, Path], tmp_path: Path) -> None:
