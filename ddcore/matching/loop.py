@@ -30,7 +30,7 @@ RATE_BOUND = 30.0  # the learned rate stays within this factor of where it began
 RATE_CHANGE = 1.2  # and moves by at most this factor in one iteration: its gradient's size depends on the problem, and may be huge
 LOOK_EVERY = 25  # iterations between two looks at the device: for the guards and the curve
 MAX_SKIPPED = 0.05  # share of windows that may be skipped as not finite before the run is called diverged
-ENOUGH, MOST_BEYOND = 100, 0.9  # after so many iterations, this share of windows beyond the threshold means that nothing is learned
+ENOUGH, MOST_BEYOND = 100, 0.9  # after so many iterations, or all, this share of windows beyond the threshold means that nothing is learned
 FREE_SKIPS = 10  # as many are forgiven at any length, if they are less than half of all
 
 
@@ -220,7 +220,7 @@ def _check(state: State, spec: MatchingSpec, network: FlatNetwork, first_rate: f
         raise DdcoreError(
             "diverged", f"{skipped:.0f} of {state.iteration} windows gave a loss or gradient that is not finite", _advice(spec)
         )
-    if state.iteration >= ENOUGH and beyond > MOST_BEYOND * state.iteration:
+    if state.iteration >= min(ENOUGH, spec.iterations) and beyond > MOST_BEYOND * state.iteration:
         detail = f"{beyond:.0f} of {state.iteration} windows ended beyond the threshold, so hardly anything was learned"
         raise DdcoreError("diverged", detail, "lower method.initial_rate, shorten the windows, or leave out method.threshold")
     for layer, rate in enumerate(rates):
