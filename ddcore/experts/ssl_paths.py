@@ -6,6 +6,7 @@ experts have epochs, evenly spaced over the whole run: an "epoch" of such a path
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -22,15 +23,19 @@ from ddcore.task import Task, generator
 
 
 class StudentRun(Run):
-    """A teacher's run with the student network in the backbone's place, from an expert's initialisation."""
+    """A teacher's run with the student network in the backbone's place, from an expert's initialisation.
+
+    The heads on it are each expert's own too, or one for all where experts begin alike ("same_start" of the task).
+    """
 
     def __init__(self, spec: Trained, data: Images, task: Task, network: FlatNetwork, start: Tensor, out_dim: int) -> None:
         self.network, self.start, self.out_dim = network, start, out_dim
         super().__init__(spec, data, task)
 
     def build(self) -> Objective:
+        stream = () if self.task.params["same_start"] else self.stream
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(generator(self.seed, "heads", *self.stream).initial_seed())
+            torch.default_generator.manual_seed(generator(self.seed, "heads", *stream).initial_seed())
             vector_to_parameters(self.start, self.network.module.parameters())
             return objective_around(self.spec, self.network.module, self.out_dim, self.seed, self.task.device)
 
@@ -38,21 +43,23 @@ class StudentRun(Run):
 def own_path(task: Task, index: int, network: FlatNetwork, start: Tensor, data: Images, out_dim: int) -> tuple[Tensor, list[float]]:
     """Expert `index`'s snapshots [epochs + 1, P] from `start` [P] (CPU), and the mean loss between each two.
 
-    params: "teacher", "epochs", "path" ("teacher": the moving average; "student": what the optimiser moves), "seed". Resumes from, and
-    leaves its checkpoint in, a folder of its own in `task.work`. network: its module is trained, and not to be used afterwards.
+    params: "teacher", "epochs", "path" ("teacher": the moving average; "student": what the optimiser moves), "same_start" and "seed".
+    Resumes from, and leaves its checkpoint in, a folder of its own in `task.work`. network: its module is trained; start: written to.
     """
     spec = TypeAdapter[Trained](Trained).validate_python(task.params["teacher"])
     spec = spec.model_copy(update={"snapshots": task.params["epochs"] + 1})
     work = task.work / f"expert-{index}"
     work.mkdir(exist_ok=True)
-    own = replace(task, params={"seed": task.params["seed"], "run": index + 1}, work=work)  # run 0 is the teacher's own stream
+    params = {"seed": task.params["seed"], "run": index + 1, "same_start": task.params.get("same_start", False)}
+    own = replace(task, params=params, work=work)  # run 0 is the teacher's own stream
     run = StudentRun(spec, data, own, network, start, out_dim)
     run.train()
     name: Literal["teacher", "student"] = task.params["path"]
     snapshots = torch.stack([read_kept(work, step)[name] for step in run.snapshots])
-    losses, bounds = run.history["loss"], list(zip(run.snapshots, run.snapshots[1:], strict=False))
-    return snapshots, [_mean([value for step, value in losses if first <= step < last]) for first, last in bounds]
+    return snapshots, [_mean_loss(run.history["loss"], first, last) for first, last in pairwise(run.snapshots)]
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def _mean_loss(points: list[list[float]], first: int, last: int) -> float:
+    """The mean of the points [step, loss] at steps `first` to `last` (exclusive); the curve is thinned, so it may have but one before."""
+    between = [value for step, value in points if first <= step < last]
+    return sum(between) / len(between) if between else [value for step, value in points if step < first][-1]
