@@ -42,12 +42,9 @@ class SweepSpec(Spec):
         if body.get("preset") is not None:
             body = merge(SWEEPS[_known_sweep(cls.__name__, body["preset"])], body)
         variants = body.get("variants")
-        try:
-            start = DistillSpec.model_validate(body.get("base", {})).model_dump(mode="json", exclude={"preset"})
-        except ValidationError:
-            return body  # the errors of base are enough
         if not isinstance(variants, dict):
             return body
+        start = _whole(body.get("base", {}))
         whole = {name: merge(start, _expanded(given)) if isinstance(given, dict) else given for name, given in variants.items()}
         return body | {"variants": whole}
 
@@ -70,6 +67,15 @@ class SweepSpec(Spec):
             )
             raise ValueError(said)
         return self
+
+
+def _whole(base: Any) -> dict[str, Any]:
+    """Every field of a distillation; of one that is wrong, the defaults, so that its errors are not repeated in every variant."""
+    try:
+        spec = DistillSpec.model_validate(base)
+    except ValidationError:
+        spec = DistillSpec()
+    return spec.model_dump(mode="json", exclude={"preset"})
 
 
 def _known_sweep(title: str, name: Any) -> str:

@@ -86,6 +86,35 @@ def test_an_observation_stands_under_its_own_key(run, tmp_path):
     assert json.loads((tmp_path / "out" / "observe" / "observations.json").read_text())["facts"]["ssl"] == "simclr"
 
 
+def test_a_sweep_is_ranked_and_a_second_one_in_its_folder_finds_what_they_share(run, tmp_path):
+    body = {
+        "base": QUICK,
+        "variants": {"mkdt": {}, "random": {"method": {"name": "random"}}},
+        "seeds": 2,
+        "evaluate": {
+            "downstream": [{"train": "digits-train", "test": "digits-test"}],
+            "baselines": ["random"],
+            "seeds": 1,
+            "label_fractions": [0.05],
+            "label_draws": 1,
+            "pretrain": {"lr": 0.05},
+            "validation": 0.3,
+        },
+    }
+    status, said = run(body)
+    assert status == 0, said
+    ranking = json.loads((tmp_path / "out" / "ranking-spec" / "ranking.json").read_text())
+    assert (set(ranking["headline"]["order"]), ranking["headline"]["n"]) == ({"mkdt", "random"}, 2)
+    assert (tmp_path / "out" / "ranking-spec" / "ranking.png").stat().st_size > 1000
+    status, said = run(body | {"variants": {"mkdt": {}, "longer": {"method": {"iterations": 4}}}})
+    assert status == 0
+    fresh = {line.split()[0] for line in said[:-1] if " cached " not in line and not line.startswith("  note:")}
+    assert {"0/teacher", "0/experts-0", "mkdt/0/distill", "mkdt/1/evaluate-0-1"}.isdisjoint(fresh)
+    assert {"longer/0/distill", "longer/1/evaluate-0-1", "ranking"} <= fresh
+    assert not any(name.endswith("teacher") or "mkdt" in name for name in fresh)
+
+
+SWEPT = {"downstream": [{"train": "digits-train", "test": "digits-test"}]}
 REFUSED = [
     ('{"preset": ', "the spec is not readable JSON"),
     ([1], "a spec is a JSON object, not list"),
@@ -98,6 +127,11 @@ REFUSED = [
     ({"preset": "smoke", "teacher": {"ssl": "given", "checkpoint": "absent.safetensors"}}, "there is no file 'absent.safetensors'"),
     ({"synthetic_set": "nowhere", "downstream": [{"train": "digits-train", "test": "digits-test"}]}, "nowhere/spec.json"),
     ({"synthetic_set": "nowhere", "downstream": []}, "downstream: "),
+    ({"preset": "ablation-digits", "seeds": 0}, "seeds: Input should be greater than or equal to 1"),
+    (
+        {"variants": {"a": {"num_images": 5000}, "b": {}}, "evaluate": SWEPT},
+        "variants.a.num_images: dataset digits-train has only 1297 images",
+    ),
     ({"observe": {"runs": 0}}, "runs: Input should be greater than or equal to 1"),
     ({"observe": {"teacher": {"ssl": "given"}}}, "a given teacher has no recorded run: train one with ssl dino"),
 ]

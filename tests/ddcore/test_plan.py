@@ -128,6 +128,14 @@ def test_one_given_rate_needs_no_tuning_and_none_alone_needs_no_sets():
     assert alone.steps["evaluate-0-0"].params["untrained"]
 
 
+def test_a_validation_split_is_in_every_step_that_scores_and_test_images_in_none():
+    body = {"synthetic_set": "s", "downstream": [{"train": "digits-train", "test": "digits-test"}], "seeds": 1, "validation": 0.3}
+    plan = plan_evaluate(EvaluateSpec(**body), spec_of(), DIGITS, {"digits-train": DIGITS, "digits-test": TEST})
+    assert [step.name for step in plan if step.params.get("validation") == 0.3] == ["tune", "evaluate-0-0", "report"]
+    assert plan.steps["report"].params["tasks"] == ["digits-train -> 30 % of it held out"]
+    assert {step.name for step in plan if step.kind == "dataset"} == {f"dataset-{DIGITS.digest[:8]}"}
+
+
 @pytest.mark.parametrize(("start", "span", "inner", "steps"), [(2, 2, 40, 80), (0, 1, 40, 40), (3, 2, 5, 13), (10, 1, 100, 1100)])
 def test_the_horizon_lays_windows_end_to_end_to_the_last_matched_epoch(start, span, inner, steps):
     spec = DistillSpec(method={"name": "mkdt", "max_start_epoch": start, "expert_epochs": span, "inner_steps": inner})
@@ -210,6 +218,15 @@ def test_evaluations_that_make_no_sense_are_refused_before_any_work():
     assert problems_of(labelled(0, 9), labelled(1, 9), label_fractions=[1.0]) == [
         (("label_fractions", 0), 1.0, "a dataset with images in every class")
     ]
+
+
+def test_fractions_are_of_the_images_that_a_validation_split_leaves():
+    train, test = labelled(5, 9), labelled(5, 9)
+    assert problems_of(train, test, label_fractions=[0.1]) == []
+    # of five images, half up, three are held out and two left
+    assert problems_of(train, test, label_fractions=[0.2], validation=0.5) == [(("label_fractions", 0), 0.2, "0.25 or more")]
+    assert problems_of(train, test, label_fractions=[0.25], validation=0.5) == []
+    assert problems_of(labelled(1, 9), test, label_fractions=[0.5], validation=0.5) == []  # one alone is never held out
 
 
 @given(st.integers(1, 10**6))

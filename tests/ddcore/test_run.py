@@ -1,10 +1,12 @@
 """A whole plan in a tree of folders: the same bits twice, nothing done twice, and nothing lost when it is stopped."""
 
 import json
+from threading import Event, Thread
 
 import pytest
 import torch
 
+from ddcore import run as running
 from ddcore.data.builtins import facts
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
@@ -142,3 +144,70 @@ def test_streams_of_randomness_are_named_and_apart():
 def test_devices_by_name():
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def chain(*edges):
+    """`chain("a", "b<a")`: a plan of steps that do nothing but be counted."""
+    plan = Plan()
+    for edge in edges:
+        name, _, before = edge.partition("<")
+        plan.add(name, "report", {"name": name}, {"cells": before.split(",")} if before else {})
+    return plan
+
+
+def run_counted(root, plan, done, **options):
+    run_plan(plan, root, CPU, Resources(), lambda step: Reporter(), lambda step, *rest: done.append(step.name), **options)
+
+
+def test_two_runs_in_one_folder_share_the_work(tmp_path, monkeypatch):
+    """Each takes steps that the other is not at; what both need is run once."""
+    ran, first_is_at_a, go_on = [], Event(), Event()
+
+    def step(task):
+        ran.append(task.params["name"])
+        if task.params["name"] == "a":
+            first_is_at_a.set()
+            assert go_on.wait(30)
+        if task.params["name"] == "d":
+            go_on.set()
+        return {}
+
+    monkeypatch.setitem(STEPS, "report", step)
+    monkeypatch.setattr(running, "WAIT", 0.01)
+    one, other = [], []
+    first = Thread(target=run_counted, args=(tmp_path, chain("a", "b<a"), one))
+    first.start()
+    assert first_is_at_a.wait(30)
+    run_counted(tmp_path, chain("a", "c<a", "d"), other)
+    first.join()
+    assert sorted(ran) == ["a", "b", "c", "d"]
+    assert one == ["a", "b"]
+    assert other == ["d", "a", "c"]
+    assert not list((tmp_path / "locks").iterdir())
+
+
+def test_a_run_that_waits_for_another_can_be_stopped_and_a_broken_one_lets_go(tmp_path, monkeypatch):
+    at_it, go_on = Event(), Event()
+
+    def fail(task):
+        at_it.set()
+        assert go_on.wait(30)
+        raise DdcoreError("diverged", "it ran away")
+
+    def first_run():
+        with pytest.raises(DdcoreError):
+            run_counted(tmp_path, chain("a"), [])
+
+    monkeypatch.setitem(STEPS, "report", fail)
+    monkeypatch.setattr(running, "WAIT", 0.01)
+    first = Thread(target=first_run)
+    first.start()
+    assert at_it.wait(30)
+    with pytest.raises(Stopped):
+        run_counted(tmp_path, chain("a"), [], should_stop=lambda: True)
+    go_on.set()
+    first.join()
+    monkeypatch.setitem(STEPS, "report", lambda task: {})
+    done = []
+    run_counted(tmp_path, chain("a"), done)
+    assert done == ["a"]

@@ -185,3 +185,23 @@ def test_a_test_set_that_cannot_be_scored_is_refused(
     with pytest.raises(DdcoreError, match=words) as caught:
         evaluate_cell(task)
     assert caught.value.code == "bad_dataset"
+
+
+def test_a_validation_split_scores_on_training_images_that_no_probe_is_fitted_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[set[Any], set[Any]]] = []
+    real = cell.probe_accuracy
+    monkeypatch.setattr(cell, "features", lambda network, theta, images: images.flatten(1))
+
+    def spy(kind: str, train_x: torch.Tensor, train_y: Any, test_x: torch.Tensor, *rest: Any) -> float:
+        seen.append(({tuple(row.tolist()) for row in train_x}, {tuple(row.tolist()) for row in test_x}))
+        return real(kind, train_x, train_y, test_x, *rest)
+
+    monkeypatch.setattr(cell, "probe_accuracy", spy)
+    for seed in (3, 4):
+        task = world(f"seed-{seed}", seed=seed, validation=0.3, label_fractions=[0.5, 1.0], label_draws=1)
+        del task.inputs["downstream_test"]
+        evaluate_cell(task)
+    held = set.union(*(test for _, test in seen))
+    assert len(held) == 48  # three tenths of 160, the same for every seed
+    assert all(test == held and not (fit & held) for fit, test in seen)
+    assert {len(fit) for fit, _ in seen} == {56, 112}

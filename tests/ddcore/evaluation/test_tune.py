@@ -11,6 +11,8 @@ import torch
 from ddcore.checks import DatasetFacts
 from ddcore.errors import DdcoreError
 from ddcore.evaluation import tune
+from ddcore.evaluation.arms import load_sets, shape_of
+from ddcore.evaluation.downstream import load_held_out
 from ddcore.evaluation.tune import tune_rates
 from ddcore.plan import plan_evaluate
 from ddcore.specs import DistillSpec, EvaluateSpec
@@ -90,3 +92,22 @@ def test_tuning_repeats_and_its_bar_fills_even_when_a_rate_diverges(world: World
     done = [event["done"] for event in events if event["type"] == "progress"]
     assert done == sorted(done)
     assert done[-1] == 2 * 2 * 2 * 12  # arms, rates, initialisations, steps
+
+
+def test_tuning_does_not_see_the_images_that_cells_hold_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[Any] = set()
+    real = tune.probe_accuracy
+    monkeypatch.setattr(tune, "features", lambda network, theta, images: images.flatten(1))
+
+    def spy(kind: str, train_x: torch.Tensor, train_y: Any, test_x: torch.Tensor, *rest: Any) -> float:
+        seen.update(tuple(row.tolist()) for part in (train_x, test_x) for row in part)
+        return real(kind, train_x, train_y, test_x, *rest)
+
+    monkeypatch.setattr(tune, "probe_accuracy", spy)
+    task = without_test(world(grid=[1.0], validation=0.3))
+    synthetic = load_sets(task)["synthetic"]
+    summary = tune_rates(task)
+    assert summary["validation_images"] == 22  # a fifth of the 112 images that are left
+    _, held = load_held_out(task.input("downstream_train"), 0.3, shape_of(synthetic), synthetic.info, task.device)
+    assert len(held.labels) == 48
+    assert not seen & {tuple(row.tolist()) for row in held.images.flatten(1)}
