@@ -23,16 +23,20 @@ _FROM_YIQ = torch.linalg.inv(_TO_YIQ.double()).float()
 
 
 def random_views(
-    batch: torch.Tensor, spec: AugmentSpec, generator: torch.Generator, crop_scale: tuple[float, float] | None = None
+    batch: torch.Tensor,
+    spec: AugmentSpec,
+    generator: torch.Generator,
+    crop_scale: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """One random view of each image. batch: uint8, or float in 0..1, [b, c, h, w]. Returns float32 [b, c, h, w] in 0..1.
+    """One random view of each image. batch: uint8, or float in 0..1, [b, c, h, w]. Returns float32 [b, c, *size] in 0..1.
 
     `generator` is on the CPU; numbers are drawn there and sent, and nothing waits for the device. `crop_scale` (area, low and high)
-    stands in for the spec's.
+    stands in for the spec's. size: height and width of the views, those of the images when absent.
     """
     images = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
     draw = _Draw(len(images), images.device, generator)
-    images = _crop_and_flip(images, crop_scale or spec.crop_scale, spec.flip, draw)
+    images = _crop_and_flip(images, crop_scale or spec.crop_scale, spec.flip, draw, size or (images.shape[2], images.shape[3]))
     if (spec.jitter > 0 and spec.jitter_strength > 0) or spec.grayscale > 0:
         images = _colour(images, spec, draw)
     if spec.blur > 0:
@@ -60,8 +64,8 @@ class _Draw:
         return send(torch.rand(self.count, generator=self.generator) < probability, self.device)
 
 
-def _crop_and_flip(images: torch.Tensor, scale: tuple[float, float], flip: bool, draw: _Draw) -> torch.Tensor:
-    """A box of random area (`scale`), aspect and place, resized bilinearly to the whole; mirrored half of the time if `flip`."""
+def _crop_and_flip(images: torch.Tensor, scale: tuple[float, float], flip: bool, draw: _Draw, size: tuple[int, int]) -> torch.Tensor:
+    """A box of random area (`scale`), aspect and place, resized bilinearly to `size`; mirrored half of the time if `flip`."""
     area = draw.between(*scale)
     # The aspect is bounded so that the box always fits: no rejection, and a crop of the whole area is the image itself.
     most = torch.minimum(torch.full_like(area, math.log(ASPECT)), -area.log())
@@ -70,11 +74,11 @@ def _crop_and_flip(images: torch.Tensor, scale: tuple[float, float], flip: bool,
     x, y = draw.between(-1.0, 1.0) * (1 - width), draw.between(-1.0, 1.0) * (1 - height)
     if flip:
         width = width * torch.where(draw.between(0.0, 1.0) < 0.5, -1.0, 1.0)
-    if scale == (1.0, 1.0) and not flip:
+    if scale == (1.0, 1.0) and not flip and size == images.shape[2:]:
         return images
     zero = torch.zeros_like(x)
     theta = send(torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1), images.device)
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    grid = functional.affine_grid(theta, [*images.shape[:2], *size], align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -1,5 +1,6 @@
 """Teachers' encoders: a ResNet-18 and a ViT for small images, the students' ConvNet less its last layer, any of timm's or torchvision's."""
 
+import contextlib
 import difflib
 from typing import Any, Literal
 
@@ -75,9 +76,13 @@ class _Colour(nn.Module):
         return out
 
 
-def build_backbone(spec: BackboneSpec, in_channels: int, image_size: tuple[int, int], library: Library = "own") -> nn.Module:
+def build_backbone(
+    spec: BackboneSpec, in_channels: int, image_size: tuple[int, int], library: Library = "own", any_size: bool = False
+) -> nn.Module:
     """A new encoder: images [b, in_channels, *image_size] to features [b, d]. Draws its weights from PyTorch's global generator.
 
+    any_size: whether it is to read images of other sizes too, in whole patches; a ViT then resamples its positions, and its tensors
+    and what it makes of `image_size` are the same. A ConvNet and some of timm's models cannot: `check_local_crops` knows them.
     Raises `SpecError` if no model has that name, or it cannot read such images.
     """
     if library == "torchvision":
@@ -87,11 +92,11 @@ def build_backbone(spec: BackboneSpec, in_channels: int, image_size: tuple[int, 
     if library == "own" and spec.name == "convnet":
         return ConvNet(in_channels, *image_size, out_dim=0, depth=spec.depth, channels=spec.width)
     if library == "own" and spec.name == "vit_tiny_patch4":
-        return vit_tiny_patch4(in_channels, image_size)
-    return timm_backbone(spec.name, in_channels, image_size)
+        return vit_tiny_patch4(in_channels, image_size, any_size)
+    return timm_backbone(spec.name, in_channels, image_size, any_size=any_size)
 
 
-def vit_tiny_patch4(in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+def vit_tiny_patch4(in_channels: int, image_size: tuple[int, int], any_size: bool = False) -> nn.Module:
     """ViT-Tiny (2012.12877, table 1: 12 blocks, 192 channels, 3 heads) on patches of 4x4 pixels; the class token's features, [b, 192].
 
     timm's model of 16x16 patches, built for these images. Raises `SpecError` if a side is not a multiple of 4.
@@ -99,22 +104,27 @@ def vit_tiny_patch4(in_channels: int, image_size: tuple[int, int]) -> nn.Module:
     if problems := check_patches(BackboneSpec(name="vit_tiny_patch4"), *image_size):
         raise SpecError(problems)
     options: dict[str, Any] = {"img_size": image_size, "patch_size": PATCH, "num_classes": 0, "in_chans": in_channels}
-    model: nn.Module = timm.create_model("vit_tiny_patch16_224", **options)
+    model: nn.Module = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=any_size, **options)
     return model
 
 
 def timm_backbone(
-    name: str, in_channels: int, image_size: tuple[int, int], pretrained: bool = False, cache: str | None = None
+    name: str, in_channels: int, image_size: tuple[int, int], pretrained: bool = False, cache: str | None = None, any_size: bool = False
 ) -> nn.Module:
-    """timm's model without its classifier, built for this image size where the model asks for one. Errors of a download pass through."""
+    """timm's model without its classifier, built for this image size where the model asks for one. Errors of a download pass through.
+
+    any_size: as for `build_backbone`.
+    """
     if not timm.is_model(name):
         raise _unknown(name, [*OWN, *timm.list_models()], "timm")
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "in_chans": in_channels, "cache_dir": cache}
+    attempts: list[dict[str, Any]] = [{"img_size": image_size, "dynamic_img_size": True}] if any_size else []
     try:
-        try:
-            model: nn.Module = timm.create_model(name, img_size=image_size, **options)
-        except TypeError:  # convolutional models take images of any size and have no such argument
-            model = timm.create_model(name, **options)
+        for sizes in [*attempts, {"img_size": image_size}]:
+            with contextlib.suppress(TypeError):  # it has no such argument: convolutional models take images of any size
+                model: nn.Module = timm.create_model(name, **sizes, **options)
+                return model
+        model = timm.create_model(name, **options)
     except (ValueError, AssertionError) as error:
         raise _does_not_fit(name, in_channels, image_size, error) from error
     return model

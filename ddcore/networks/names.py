@@ -1,21 +1,26 @@
 """The models that timm and torchvision know by name, without either: a misspelt backbone is refused where no engine is installed."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 
 from ddcore.errors import Problem
-from ddcore.specs import BackboneSpec, GivenTeacherSpec, TeacherSpec
+from ddcore.specs import BackboneSpec, DinoSpec, GivenTeacherSpec, TeacherSpec
 
 OWN = ("resnet18", "convnet", "vit_tiny_patch4")  # the encoders of `ddcore.networks.backbones` itself
 PATCH = 4  # pixels, the side of a patch of vit_tiny_patch4
+_ANY_SIZE = ("resnet18", "vit_tiny_patch4")  # of OWN, those whose features do not depend on the images' size
 MOST_NAMED = 5
 
 
 @cache
 def known_models(library: str) -> dict[str, tuple[str, ...]]:
-    """The models of `timm` or `torchvision` in the pinned version: name -> (timm's) tags of its pretrained weights."""
+    """The models of `timm` or `torchvision` in the pinned version: name -> (timm's) tags of its pretrained weights.
+
+    `timm_one_size`: those of timm's that read images of the size they were built for and no other.
+    """
     lines = resources.files("ddcore.networks").joinpath(f"{library}.txt").read_text().splitlines()
     return {name: tuple(tags) for name, *tags in (line.split() for line in lines)}
 
@@ -50,6 +55,29 @@ def check_patches(backbone: BackboneSpec, height: int, width: int) -> list[Probl
     message = f"vit_tiny_patch4 cuts images into patches of {PATCH}x{PATCH} pixels"
     given, allowed = f"{height}x{width} pixels", f"sides that are multiples of {PATCH}, or another backbone"
     return [Problem(("teacher", "backbone", "name"), message, given, allowed)]
+
+
+def check_local_crops(teacher: TeacherSpec, height: int, width: int) -> list[Problem]:
+    """What is wrong with the size of DINO's local views of such images; empty if nothing, or if they have full size."""
+    if not isinstance(teacher, DinoSpec) or teacher.local_crop_size is None:
+        return []
+    loc, given, full = ("teacher", "local_crop_size"), teacher.local_crop_size, "leave it out, and local crops are resized to full size"
+    if given > min(height, width):
+        said = f"a local view is no larger than the images, of {height}x{width} pixels"
+        return [Problem(loc, said, given, f"4 to {min(height, width)}, or {full}")]
+    name = teacher.backbone.name.partition(".")[0]
+    if name not in OWN and name in known_models("timm_one_size"):
+        return [
+            Problem(loc, f"{name} reads images of one size only", given, f"{full}; or another backbone, such as {' or '.join(_ANY_SIZE)}")
+        ]
+    if name == "convnet":
+        said = "a convnet's features are its last map, whose size depends on the images'"
+        return [Problem(loc, said, given, f"{full}; or another backbone, such as {' or '.join(_ANY_SIZE)}")]
+    patch, view = re.search(r"patch(\d+)", name), teacher.local_view(height, width)
+    if patch and any(side % int(patch[1]) for side in view):
+        said = f"{name} cuts images into patches of {patch[1]}x{patch[1]} pixels, and local views are {view[0]}x{view[1]}"
+        return [Problem(loc, said, given, f"one that makes both sides multiples of {patch[1]}; or {full}")]
+    return []
 
 
 def _problem(what: str, given: str, known: Iterable[str], otherwise: str) -> Problem:

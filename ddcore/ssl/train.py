@@ -13,7 +13,7 @@ from torch import nn
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.augment import random_views
 from ddcore.data.images import Images, Normaliser, load_dataset, mean_std
-from ddcore.errors import DdcoreError, Stopped
+from ddcore.errors import DdcoreError, Problem, SpecError, Stopped
 from ddcore.events import Every, Reporter
 from ddcore.networks.backbones import build_backbone, feature_dim
 from ddcore.specs import BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec, TeacherSpec
@@ -142,11 +142,12 @@ class Run:
         return self.step % max(1, self.total // points) == 0 and self.step > 0
 
     def _views(self, batch: torch.Tensor, own: torch.Generator | None = None) -> list[torch.Tensor]:
-        """Two global views, then local ones; all at the images' size, so that any backbone can read them. own: not the step's draws."""
+        """Two global views at the images' size, then local ones. own: not the step's draws."""
         draw, spec = own or generator(self.seed, *self.stream, "views", self.step), self.spec
         views = [random_views(batch, spec.augment, draw) for _ in range(2)]
         if isinstance(spec, DinoSpec):
-            views += [random_views(batch, spec.augment, draw, spec.local_crop_scale) for _ in range(spec.local_crops)]
+            small = spec.local_view(*batch.shape[2:])
+            views += [random_views(batch, spec.augment, draw, spec.local_crop_scale, small) for _ in range(spec.local_crops)]
         return [self.normaliser(view).to(memory_format=torch.channels_last) for view in views]
 
     def _compare_gradients(self) -> float:
@@ -271,8 +272,15 @@ def build_objective(spec: Trained, shape: tuple[int, int, int], seed: int, devic
     """Backbone, heads and loss on `device`, initialised from `seed`; PyTorch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(seed, "teacher").initial_seed())
-        backbone = build_backbone(spec.backbone, shape[0], (shape[1], shape[2]))
-        width = feature_dim(backbone, shape[0], (shape[1], shape[2]))
+        small = spec.local_view(*shape[1:]) if isinstance(spec, DinoSpec) else shape[1:]
+        backbone = build_backbone(spec.backbone, shape[0], shape[1:], any_size=small != shape[1:])
+        width = feature_dim(backbone, shape[0], shape[1:])
+        if small != shape[1:] and feature_dim(backbone, shape[0], small) != width:
+            given = f"{small[0]}x{small[1]} beside {shape[1]}x{shape[2]} pixels"
+            said = f"the features of {spec.backbone.name} are of other lengths for local views"
+            raise SpecError(
+                [Problem(("teacher", "local_crop_size"), said, given, "leave it out, and local crops are resized to full size")]
+            )
         return objective_around(spec, backbone, width, seed, device)
 
 

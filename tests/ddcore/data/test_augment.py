@@ -93,6 +93,20 @@ def test_crops_show_a_part_of_the_stated_area() -> None:
     assert float((scaled[:, 0, -1, 0] - scaled[:, 0, 0, 0]).max()) < 0.3
 
 
+def test_views_of_another_size_show_the_same_boxes() -> None:
+    """On an image that holds its own coordinates, the middle of each view is where it is in the full-size view of the same draws."""
+    rows = torch.linspace(0, 1, 32)[:, None].expand(32, 48)
+    columns = torch.linspace(0, 1, 48).expand(32, 48)
+    images = torch.stack([rows, columns]).expand(50, 2, 32, 48)
+    spec = OFF.model_copy(update={"crop_scale": (0.25, 0.5), "flip": True})
+    large, small = (random_views(images, spec, torch.Generator().manual_seed(0), None, size) for size in (None, (8, 12)))
+    assert small.shape == (50, 2, 8, 12)
+    torch.testing.assert_close(small.mean((2, 3)), large.mean((2, 3)), rtol=0, atol=2e-3)
+    torch.testing.assert_close(small.amax((2, 3)), large.amax((2, 3)), rtol=0, atol=0.06)
+    whole = random_views(images, OFF, torch.Generator().manual_seed(0), None, (16, 24))
+    torch.testing.assert_close(whole, torch.nn.functional.avg_pool2d(images, 2))
+
+
 def test_grey_images_become_equal_channels_of_the_same_luma() -> None:
     images = batch()
     views = draw(images, OFF.model_copy(update={"grayscale": 1.0}))

@@ -39,6 +39,23 @@ def test_the_vit_reads_patches_of_four_pixels_and_no_other_sides() -> None:
     assert (caught.value.problems[0].loc, caught.value.problems[0].given) == (("teacher", "backbone", "name"), "32x30 pixels")
 
 
+@pytest.mark.parametrize(
+    ("name", "small"), [("vit_tiny_patch4", (16, 8)), ("vit_tiny_patch16_224", (16, 16)), ("eva02_tiny_patch14_224", (14, 28))]
+)
+def test_a_vit_told_to_reads_images_of_other_sizes_too_and_its_own_as_before(name: str, small: tuple[int, int]) -> None:
+    size = (56, 28) if "14" in name else (32, 32)
+    torch.manual_seed(0)
+    one = build_backbone(BackboneSpec(name=name), 3, size).eval()
+    torch.manual_seed(0)
+    several = build_backbone(BackboneSpec(name=name), 3, size, any_size=True).eval()
+    assert {key: tensor.shape for key, tensor in one.state_dict().items()} == {k: t.shape for k, t in several.state_dict().items()}
+    images = torch.rand(2, 3, *size)
+    torch.testing.assert_close(several(images), one(images), rtol=0, atol=1e-6)
+    assert several(torch.rand(2, 3, *small)).shape == one(images).shape
+    with pytest.raises(AssertionError, match="doesn't match model"):
+        one(torch.rand(2, 3, *small))
+
+
 def test_the_small_stem_keeps_the_resolution_and_the_rest_is_torchvisions() -> None:
     """With torchvision's weights in place, all stages after the stem compute what torchvision's do."""
     reference = torchvision.models.resnet18(weights=None).eval()

@@ -11,7 +11,7 @@ from tests.ddcore.networks.write_names import FOLDER, listing
 TEACHER: TypeAdapter[TeacherSpec] = TypeAdapter(TeacherSpec)
 
 
-@pytest.mark.parametrize("library", ["timm", "torchvision"])
+@pytest.mark.parametrize("library", ["timm", "timm_one_size", "torchvision"])
 def test_the_names_are_those_of_the_installed_version(library: str) -> None:
     assert (FOLDER / f"{library}.txt").read_text() == listing(library), "run: python -m tests.ddcore.networks.write_names"
 
@@ -69,6 +69,47 @@ def test_a_vit_of_small_patches_is_refused_for_other_sides_before_any_work() -> 
         with pytest.raises(SpecError, match="patches of 4x4 pixels") as caught:
             plan_distill(spec, upload)
         assert [(one.loc, one.given) for one in caught.value.problems] == [(("teacher", "backbone", "name"), "30x32 pixels")]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said", "allowed"),
+    [
+        ("resnet18", 16, None, ""),
+        ("vit_tiny_patch4", 16, None, ""),
+        ("vit_tiny_patch16_224", 16, None, ""),
+        ("convnext_atto.d2_in1k", 17, None, ""),
+        ("convnet", 16, "its last map", "leave it out, and local crops are resized to full size; or another backbone, such as resnet18"),
+        ("mixer_s32_224", 16, "mixer_s32_224 reads images of one size only", "resnet18 or vit_tiny_patch4"),
+        ("beit_base_patch16_224", 16, "one size only", "leave it out"),
+        ("vit_tiny_patch4", 18, "patches of 4x4 pixels, and local views are 18x36", "both sides multiples of 4"),
+        ("vit_tiny_patch16_224", 24, "patches of 16x16 pixels, and local views are 24x48", "multiples of 16"),
+        ("resnet18", 40, "no larger than the images, of 32x64 pixels", "4 to 32"),
+    ],
+)
+def test_small_local_crops_are_refused_where_they_cannot_be_read_before_any_work(
+    name: str, size: int, said: str | None, allowed: str
+) -> None:
+    teacher = {"ssl": "dino", "backbone": {"name": name}, "local_crops": 2}
+    upload = DatasetFacts("upload", {"archive": "0" * 64}, 5000, (3, 32, 64), None)
+    plan_distill(DistillSpec.model_validate({"dataset": "upload", "teacher": teacher}), upload)
+    spec = DistillSpec.model_validate({"dataset": "upload", "teacher": teacher | {"local_crop_size": size}})
+    if said is None:
+        plan_distill(spec, upload)
+        return
+    with pytest.raises(SpecError) as caught:
+        plan_distill(spec, upload)
+    (problem,) = caught.value.problems
+    assert (problem.loc, problem.given) == (("teacher", "local_crop_size"), size)
+    assert said in problem.message
+    assert allowed in problem.allowed
+
+
+@pytest.mark.parametrize("path", ["teacher", "student"])
+def test_a_student_network_that_is_trained_by_the_recipe_reads_one_size(path: str) -> None:
+    body = {"dataset": "upload", "teacher": {"ssl": "dino", "local_crop_size": 16}, "method": {"name": "dino_tm", "path": path}}
+    upload = DatasetFacts("upload", {"archive": "0" * 64}, 5000, (3, 32, 32), None)
+    with pytest.raises(SpecError, match="reads images of one size"):
+        plan_distill(DistillSpec.model_validate(body), upload)
 
 
 def _teacher(source: str | None, name: str) -> TeacherSpec:

@@ -233,6 +233,27 @@ def test_a_vit_learns_by_dinov2s_losses(make_task: MakeTask, dataset: Path) -> N
     assert {"koleo", "entropy", "kl"} <= set(json.loads((task.out / "history.json").read_text()))
 
 
+@pytest.mark.parametrize("backbone", [{"name": "resnet18", "width": 4}, {"name": "vit_tiny_patch4"}], ids=["resnet18", "vit"])
+def test_local_crops_of_their_own_size_are_what_the_student_reads(
+    make_task: MakeTask, dataset: Path, monkeypatch: pytest.MonkeyPatch, backbone: dict[str, Any]
+) -> None:
+    sizes: list[list[tuple[int, ...]]] = []
+    plain = dino.Dino.loss
+
+    def loss(self: Any, views: list[torch.Tensor], *more: Any) -> Any:
+        sizes.append([tuple(view.shape[2:]) for view in views])
+        return plain(self, views, *more)
+
+    monkeypatch.setattr(dino.Dino, "loss", loss)
+    spec = params(DINO, backbone=backbone, epochs=1, batch_size=48, snapshots=2, local_crops=2, local_crop_size=4)
+    task = make_task("a", spec, dataset=dataset)
+    summary = train_teacher(task)
+    assert sizes == [[(8, 8), (8, 8), (4, 4), (4, 4)]] * 2
+    assert summary["ema_residual"] < 1e-5
+    module, manifest = load_teacher(task.out)  # built for one size again, from the same tensors
+    assert module(torch.rand(2, 1, *manifest.image_size)).shape == (2, manifest.feature_dim)
+
+
 @pytest.mark.parametrize("teacher", [BARLOW, SIMCLR], ids=["barlow_twins", "simclr"])
 def test_the_loss_falls(make_task: MakeTask, dataset: Path, teacher: dict[str, Any]) -> None:
     task = make_task("a", params(teacher, epochs=20, lr=5e-3), dataset=dataset)
