@@ -146,6 +146,8 @@ def _experts(plan: Plan, spec: DistillSpec, facts: DatasetFacts, path: ExpertPat
     if path == "staged" and isinstance(spec.method, DinoTMSpec):
         stages = {"dataset": [dataset], "teacher": ["teacher"]}
         inputs["stages"] = [plan.add("stages", "targets", {"stages": spec.method.stages}, stages)]
+        # Not all epochs: averaged paths run on for their lag, and what is read of them ends before it.
+        more["stage_epochs"] = spec.method.max_start_epoch + spec.method.expert_epochs
     elif path in ("teacher", "student"):
         more["teacher"] = _dump(spec.teacher)
     names = []

@@ -39,7 +39,8 @@ class Shard:
 def train_experts(task: Task) -> dict[str, Any]:
     """Step `experts`: writes `experts.safetensors` (see `ddcore.experts.store`) and `history.json`.
 
-    params: "path" says what experts follow ("final" when absent; see `ddcore.specs.DinoTMSpec`), "same_start" that all begin alike.
+    params: "path" says what experts follow ("final" when absent; see `ddcore.specs.DinoTMSpec`), "same_start" that all begin alike,
+    "stage_epochs" over how many epochs the stages are spread (all, when absent).
     """
     spec, student = ExpertsSpec(**task.params["experts"]), StudentSpec(**task.params["student"])
     images = load_dataset(task.input("dataset") / "dataset.safetensors")
@@ -106,7 +107,8 @@ def _train_group(task: Task, core: Core, spec: ExpertsSpec, data: Regression, gr
         for epoch in range(len(group[0].losses), epochs):
             before = [expert.state() for expert in group]
             if stages := task.inputs.get("stages"):
-                data.targets.copy_(stage_targets(stages[0], epoch, epochs))  # in place: graphs of steps read it there
+                now = stage_targets(stages[0], epoch, task.params.get("stage_epochs", epochs))
+                data.targets.copy_(now)  # in place: graphs of steps read it there
             try:
                 _train_epoch(task, lanes, data, whole * epochs + epoch * len(group), count * epochs)
             except Stopped:

@@ -72,16 +72,18 @@ def _remeasure(module: nn.Module, data: Images, manifest: Manifest) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
-    for batch in data.images[torch.randperm(len(data), generator=generator(0, "statistics")).to(data.images.device)].split(BATCH)[:BATCHES]:
-        module(normalise(batch, manifest.mean, manifest.std))
+    order = torch.randperm(len(data), generator=generator(0, "statistics")).to(data.images.device)
+    whole = max(1, min(len(data) // BATCH, BATCHES))  # a rest of few images has statistics of few images, or none
+    for rows in order.split(BATCH)[:whole]:
+        module(normalise(data.images[rows], manifest.mean, manifest.std))
     module.eval()
 
 
 def stage_targets(folder: Path, epoch: int, epochs: int) -> torch.Tensor:
-    """Targets [n, d] of epoch `epoch` (from 0) of `epochs`: of k stages, each has as nearly as can be the same number of epochs."""
+    """Targets [n, d] of epoch `epoch` (from 0): k stages share the first `epochs` epochs as evenly as can be, the last goes on after."""
     with safe_open(folder / NAME, framework="pt") as file:
         stages = len(file.keys())
-        found: torch.Tensor = file.get_tensor(f"stage-{1 + epoch * stages // epochs}")
+        found: torch.Tensor = file.get_tensor(f"stage-{min(stages, 1 + epoch * stages // epochs)}")
     return found
 
 
