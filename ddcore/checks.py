@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ddcore.errors import Problem
@@ -45,10 +45,20 @@ def check_observe(spec: ObserveSpec, facts: DatasetFacts) -> list[Problem]:
     problems = [one for one in check_distill(as_distillation(spec), facts) if one.loc[0] not in unread]
     if spec.path == "final":  # which any teacher may be followed by
         problems = [one for one in problems if one.loc[0] != "method"]
+    problems = [_as_observed(one, spec) for one in problems]
     if not isinstance(spec.teacher, GivenTeacherSpec) and spec.teacher.snapshots < LEAST_SNAPSHOTS:
         said = "too few snapshots of a run to tell how it turned"
         problems.append(Problem(("teacher", "snapshots"), said, spec.teacher.snapshots, f"{LEAST_SNAPSHOTS} or more"))
     return problems
+
+
+def _as_observed(problem: Problem, spec: ObserveSpec) -> Problem:
+    """A problem of the distillation whose steps are observed, by the fields that an observation has."""
+    if problem.loc == ("method", "name"):
+        return replace(problem, loc=("path",), given=spec.path, allowed="teacher.ssl dino, or path final or student")
+    if problem.loc == ("teacher", "epochs"):
+        return replace(problem, allowed=f"{spec.epochs} or more, or fewer epochs")
+    return problem
 
 
 def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
@@ -160,6 +170,6 @@ def as_distillation(spec: ObserveSpec) -> DistillSpec:
         teacher=spec.teacher,
         student=spec.student,
         experts=spec.training.model_copy(update={"num": max(1, spec.experts)}),
-        method=DinoTMSpec(path=spec.path, expert_epochs=spec.epochs, max_start_epoch=0, lag=False),
+        method=DinoTMSpec(path=spec.path if spec.experts else "final", expert_epochs=spec.epochs, max_start_epoch=0, lag=False),
         seed=spec.seed,
     )
