@@ -30,7 +30,7 @@ def step_bytes(kind: str, params: Mapping[str, Any], spec: DistillSpec, num_imag
     if kind == "observe":
         return OBSERVATION
     if kind == "targets":
-        return num_images * dim * FLOAT + SMALL
+        return num_images * dim * FLOAT * int(params.get("stages", 1)) + SMALL
     if kind == "experts":
         later = FLOAT if spec.experts.storage == "float32" else FLOAT // 2  # bytes of a number in the snapshots after the first
         return int(params["count"]) * (FLOAT + later * int(params["epochs"])) * num_parameters(spec.student, image_shape, dim) + SMALL

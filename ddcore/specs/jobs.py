@@ -128,7 +128,7 @@ class ObserveSpec(Spec):
         return teacher
 
 
-_MATCHING = {"mkdt", "mkdt_plus", "dino_tm"}
+_MATCHING = ("mkdt", "mkdt_plus", "dino_tm")
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         old = out.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
             same_kind = all(value.get(tag, old.get(tag)) == old.get(tag) for tag in ("ssl", "name"))
-            if not same_kind and {old.get("name"), value.get("name")} <= _MATCHING:
+            if not same_kind and old.get("name") in _MATCHING and value.get("name") in _MATCHING:
                 old, same_kind = {name: kept for name, kept in old.items() if name in MatchingSpec.model_fields}, True
             out[key] = merge(old, value) if same_kind else value
         else:

@@ -142,3 +142,61 @@ def test_no_observation_of_a_given_teacher_can_be_made_in_python_either():
     with pytest.raises(ValidationError, match="no recorded run"):
         ObserveSpec(teacher=given_teacher)
     assert ObserveSpec(teacher=DinoSpec(epochs=3)).teacher.epochs == 3
+
+
+SHARED = {"init": "random", "iterations": 77, "inner_steps": 6, "lr_images": 3.5, "rates": "per_layer", "augment": ["shift"]}
+
+
+@pytest.mark.parametrize("other", ["mkdt", "mkdt_plus", "dino_tm"])
+@pytest.mark.parametrize("one", ["mkdt", "mkdt_plus", "dino_tm"])
+def test_one_matching_method_in_place_of_another_keeps_the_fields_that_all_have(one, other):
+    own = {"mkdt_plus": {"gap": 0.5, "lag": False}, "dino_tm": {"gap": 0.5, "stages": 9}}.get(one, {})
+    merged = merge({"method": {"name": one} | SHARED | own}, {"method": {"name": other, "inner_steps": 8}})["method"]
+    assert {key: merged[key] for key in SHARED} == SHARED | {"inner_steps": 8}
+    assert (own.items() <= merged.items()) == (one == other or not own)
+    spec = DistillSpec(method=merged).method
+    assert (spec.name, spec.iterations, spec.inner_steps) == (other, 77, 8)
+
+
+def test_a_presets_matching_is_kept_by_another_matching_method_and_not_by_a_selection():
+    plain = DistillSpec(preset="smoke").method
+    plus = DistillSpec(preset="smoke", method={"name": "dino_tm", "stages": 3}).method
+    assert (plus.name, plus.stages) == ("dino_tm", 3)
+    assert {key: getattr(plus, key) for key in plain.model_dump() if key != "name"} == plain.model_dump(exclude={"name"})
+    assert DistillSpec(preset="smoke", method={"name": "k_means"}).method.model_dump() == {"name": "k_means"}
+    assert merge({"method": {"name": "k_means"}}, {"method": {"name": "mkdt"}}) == {"method": {"name": "mkdt"}}
+
+
+@pytest.mark.parametrize("name", [["mkdt"], {"a": 1}, 3, None])
+def test_a_name_that_is_no_name_is_refused_over_a_preset_as_it_is_alone(name):
+    for preset in ({}, {"preset": "smoke"}):
+        with pytest.raises(ValidationError) as caught:
+            DistillSpec.model_validate(preset | {"method": {"name": name}})
+        assert caught.value.errors()[0]["loc"][0] == "method"
+
+
+@pytest.mark.parametrize(
+    ("fields", "where", "words"),
+    [
+        ({"name": "mkdt", "gap": 0.1}, "gap", "not permitted"),
+        ({"name": "mkdt_plus", "stages": 3}, "stages", "not permitted"),
+        ({"name": "mkdt_plus", "displacement": -0.1}, "displacement", "greater than or equal to 0"),
+        ({"name": "mkdt_plus", "functional": float("inf")}, "functional", "finite"),
+        ({"name": "mkdt_plus", "functional_goal": "labels"}, "functional_goal", "'expert' or 'teacher'"),
+        ({"name": "mkdt_plus", "growing": 1.5}, "growing", "less than or equal to 1"),
+        ({"name": "mkdt_plus", "threshold": 0}, "threshold", "greater than 0"),
+        ({"name": "dino_tm", "path": "centre"}, "path", "'staged', 'final', 'teacher' or 'student'"),
+        ({"name": "dino_tm", "stages": 1}, "stages", "greater than or equal to 2"),
+    ],
+)
+def test_parts_of_a_matching_method_that_make_no_sense_are_refused(fields, where, words):
+    with pytest.raises(ValidationError) as caught:
+        DistillSpec(method=fields)
+    (error,) = caught.value.errors()
+    assert (error["loc"], words in error["msg"]) == (("method", fields["name"], where), True), error
+
+
+@given(st.sampled_from(["staged", "final", "teacher", "student"]), st.floats(0, 10), st.booleans())
+def test_a_matching_method_survives_json(path, gap, lag):
+    spec = DistillSpec(method={"name": "dino_tm", "path": path, "gap": gap, "lag": lag, "threshold": 1.5})
+    assert DistillSpec.model_validate_json(spec.model_dump_json()) == spec
