@@ -46,9 +46,9 @@ def check_observe(spec: ObserveSpec, facts: DatasetFacts) -> list[Problem]:
     if spec.path == "final":  # which any teacher may be followed by
         problems = [one for one in problems if one.loc[0] != "method"]
     problems = [_as_observed(one, spec) for one in problems]
-    if not isinstance(spec.teacher, GivenTeacherSpec) and spec.teacher.snapshots < LEAST_SNAPSHOTS:
+    if not isinstance(spec.teacher, GivenTeacherSpec) and spec.teacher.num_snapshots < LEAST_SNAPSHOTS:
         said = "too few snapshots of a run to tell how it turned"
-        problems.append(Problem(("teacher", "snapshots"), said, spec.teacher.snapshots, f"{LEAST_SNAPSHOTS} or more"))
+        problems.append(Problem(("teacher", "snapshots"), said, spec.teacher.num_snapshots, f"{LEAST_SNAPSHOTS} or more"))
     return problems
 
 
@@ -102,8 +102,10 @@ def _check_path(spec: DistillSpec) -> list[Problem]:
         if method.path in ("teacher", "student") and not isinstance(teacher, GivenTeacherSpec) and teacher.epochs < epochs:
             said = f"the run is too short to record the {epochs} parts that windows span"
             return [Problem(("teacher", "epochs"), said, teacher.epochs, f"{epochs} or more, or fewer method.max_start_epoch")]
-        if method.path == "staged" and isinstance(teacher, DinoSpec) and teacher.snapshots <= method.stages:
-            return [Problem(("teacher", "snapshots"), "stages are snapshots of the run", teacher.snapshots, f"more than {method.stages}")]
+        if method.path == "staged" and isinstance(teacher, DinoSpec) and teacher.num_snapshots <= method.stages:
+            return [
+                Problem(("teacher", "snapshots"), "stages are snapshots of the run", teacher.num_snapshots, f"more than {method.stages}")
+            ]
         return []
     said = f"there is no DINO run of a {ssl} teacher to match (path {method.path})"
     return [Problem(("method", "name"), said, "dino_tm", "teacher.ssl dino, or method mkdt_plus")]

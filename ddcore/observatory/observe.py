@@ -18,11 +18,12 @@ from ddcore.observatory.motion_figures import draw_motion
 from ddcore.observatory.noise import noise_to_signal
 from ddcore.observatory.null import against_null
 from ddcore.observatory.pca import centred_gram
-from ddcore.observatory.recordings import TeacherPaths, read_history, read_params, teacher_arrays, told
+from ddcore.observatory.recordings import TeacherPaths, read_history, read_params, told
 from ddcore.observatory.snapshots import per_snapshot
 from ddcore.observatory.tidy import Row, feature_rows, history_rows, motion_rows, noise_rows
 from ddcore.observatory.trajectories import draw_teacher
 from ddcore.specs import BackboneSpec
+from ddcore.ssl.trajectory import read_trajectory
 from ddcore.task import Task, generator
 
 TABLE = "observations.json"
@@ -56,7 +57,7 @@ def observe(task: Task) -> dict[str, Any]:
 
 def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
     """The first run: its plane and that plane's null, its motion, its features, its curves."""
-    arrays, step = teacher_arrays(folder)
+    arrays, step = read_trajectory(folder)
     read, places, columns = joined(arrays, {name: array.get_shape() for name, array in arrays.items()})
     data, spec = load_dataset(task.input("dataset")), BackboneSpec(**facts["backbone"])
     layers = layers_of(build_backbone(spec, data.shape[0], (data.shape[1], data.shape[2])))
@@ -87,7 +88,7 @@ def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row]) -
 
 def _noise(task: Task, runs: list[Path], rows: list[Row]) -> dict[str, Any]:
     """Of each network (DINO has two): how much of its displacement all runs share, and how much is each run's own."""
-    found, recorded = {}, [teacher_arrays(folder) for folder in runs]
+    found, recorded = {}, [read_trajectory(folder) for folder in runs]
     for name in recorded[0][0]:
         arrays = {f"run {number}": arrays[name] for number, (arrays, _) in enumerate(recorded)}
         try:

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
 from ddcore.observatory.pca import Read, centred_gram
-from ddcore.ssl.trajectory import NAME
+from ddcore.ssl.trajectory import NAME, read_trajectory
 
 MOST_EXPERTS = 50  # drawn; more would hide one another, and the Gram matrix grows with their square
 
@@ -75,26 +73,13 @@ def read_teacher(folder: Path) -> TeacherPaths | None:
     """The teacher's run; None for a teacher that was given and not trained."""
     if not (folder / NAME).exists():
         return None
-    arrays, step = teacher_arrays(folder)
+    arrays, step = read_trajectory(folder)
 
     def read(first: int, last: int) -> Tensor:
         return torch.cat([array[:, first:last] for array in arrays.values()])
 
     columns = next(iter(arrays.values())).get_shape()[1]
     return TeacherPaths(centred_gram(read, len(arrays) * len(step), columns), tuple(arrays), step)
-
-
-def teacher_arrays(folder: Path) -> tuple[dict[str, Any], Tensor]:
-    """The run's snapshots by network (`student`; for DINO also `teacher`), arrays [s, P] that stay on disk; and step int64 [s].
-
-    Raises `DdcoreError` missing_input if the run recorded none.
-    """
-    if not (folder / NAME).exists():
-        hint = "observe a teacher that is trained here, with ssl dino, barlow_twins or simclr: its step records snapshots"
-        raise DdcoreError("missing_input", "the teacher has no recorded run", hint)
-    file = _open(folder / NAME)
-    names = [name for name in ("student", "teacher") if name in file.keys()]  # noqa: SIM118 - not a dict
-    return {name: file.get_slice(name) for name in names}, file.get_tensor("step")
 
 
 def told(reporter: Reporter, read: Read, columns: int, what: str) -> Read:
@@ -119,10 +104,3 @@ def read_params(folder: Path) -> dict[str, Any]:
     path = folder / "step.json"
     found: dict[str, Any] = json.loads(path.read_text())["params"] if path.exists() else {}
     return found
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise DdcoreError("missing_input", f"{path.name} cannot be read: {error}", "run the step that made it again") from error

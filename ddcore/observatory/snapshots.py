@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import vector_to_parameters
@@ -16,7 +15,7 @@ from ddcore.events import Reporter
 from ddcore.networks.backbones import build_backbone
 from ddcore.specs import BackboneSpec
 from ddcore.ssl.measure import effective_rank, knn_accuracy
-from ddcore.ssl.trajectory import NAME
+from ddcore.ssl.trajectory import Track, read_trajectory
 from ddcore.task import generator
 
 BATCH = 500
@@ -41,31 +40,23 @@ def per_snapshot(
     Raises `DdcoreError`: missing_input without a readable recording, bad_checkpoint if it is of another network, diverged if
     features are not finite.
     """
-    path, told = teacher_folder / NAME, reporter or Reporter()
-    try:
-        with safe_open(path, framework="pt") as file:
-            step = file.get_tensor("step").tolist()
-            arrays = {name: file.get_slice(name) for name in ("student", "teacher") if name in file.keys()}  # noqa: SIM118 - not a dict
-            module = _encoder(backbone, data, next(iter(arrays.values())).get_shape()[1])
-            inputs, labels = _draw(data, sample)
-            rows: list[dict[str, Any]] = []
-            for name, array in arrays.items():
-                last: Tensor | None = None
-                found: list[dict[str, Any]] = []
-                for number in reversed(range(len(step))):  # the last first: all others are compared with it
-                    told.progress(len(rows) + len(found), len(arrays) * len(step), "snapshots", "features")
-                    vector_to_parameters(array[number : number + 1][0].to(inputs.device), module.parameters())
-                    features = _features(module, inputs, f"{name} at step {step[number]}")
-                    last = features if last is None else last
-                    knn = None if labels is None else knn_accuracy(features, labels)
-                    likeness = linear_cka(features, last)
-                    found.append(
-                        {"network": name, "step": step[number], "knn": knn, "rank": effective_rank(features), "cka_to_last": likeness}
-                    )
-                rows += reversed(found)
-    except (OSError, SafetensorError) as error:
-        hint = "observe a teacher that was trained here, by dino, barlow_twins or simclr: its step records the snapshots"
-        raise DdcoreError("missing_input", f"the run's snapshots, {path.name}, cannot be read: {error}", hint) from error
+    told, (tracks, steps) = reporter or Reporter(), read_trajectory(teacher_folder)
+    module = _encoder(backbone, data, tracks["student"].get_shape()[1])
+    inputs, labels = _draw(data, sample)
+
+    def features(track: Track, number: int, name: str) -> Tensor:
+        vector_to_parameters(track.row(number).to(inputs.device), module.parameters())
+        return _features(module, inputs, f"{name} at step {steps[number]}")
+
+    rows: list[dict[str, Any]] = []
+    for name, track in tracks.items():
+        last = features(track, len(steps) - 1, name)  # all others are compared with it
+        for number, step in enumerate(steps.tolist()):
+            told.progress(len(rows), len(tracks) * len(steps), "snapshots", "features")
+            found = last if number == len(steps) - 1 else features(track, number, name)
+            knn = None if labels is None else knn_accuracy(found, labels)
+            likeness = linear_cka(found, last)
+            rows.append({"network": name, "step": step, "knn": knn, "rank": effective_rank(found), "cka_to_last": likeness})
     return rows
 
 

@@ -1,10 +1,13 @@
 """Teachers: how an encoder is trained without labels, or where a finished one comes from."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ddcore.specs.fields import Count, NonNegative, Positive, Scale, Spec
+
+MOST_SNAPSHOTS = 1000  # of a run
 
 
 class BackboneSpec(Spec):
@@ -36,7 +39,18 @@ class _Teacher(Spec):
     weight_decay: NonNegative = 1e-4
     warmup_epochs: int = Field(10, ge=0)
     augment: AugmentSpec = AugmentSpec()
-    snapshots: int = Field(20, ge=2, le=1000, description="parameter snapshots kept of the run, evenly spaced, for its trajectory")
+    snapshots: int = Field(
+        20, ge=2, le=MOST_SNAPSHOTS, description="parameter snapshots kept of the run, evenly spaced, for its trajectory"
+    )
+    snapshot_every: Positive | None = Field(
+        None,
+        description="epochs between two snapshots, in place of `snapshots`: 0.25 keeps four an epoch; the last step is kept always",
+    )
+    storage: Literal["float32", "gap"] = Field(
+        "float32",
+        description="snapshots kept whole; or the DINO teacher's (of other runs the network's) 16-bit differences and, for DINO, the"
+        " student's 16-bit gap to it: half the size, with an error that is measured and reported",
+    )
     gradient_batches: int = Field(
         0,
         ge=0,
@@ -51,6 +65,21 @@ class _Teacher(Spec):
         description="the same on a CPU: less time for a ResNet if the processor multiplies bfloat16 (avx512_bf16, AMX), more for a ConvNet",
     )
     compile: bool = Field(False, description="torch.compile the backbone: up to a minute to begin with, for less time a step in long runs")
+
+    @property
+    def num_snapshots(self) -> int:
+        """How many are recorded; fewer if the run has fewer steps."""
+        return self.snapshots if self.snapshot_every is None else 1 + math.ceil(self.epochs / self.snapshot_every)
+
+    @model_validator(mode="after")
+    def _records_no_more_than_can_be_read(self) -> Self:
+        if self.num_snapshots > MOST_SNAPSHOTS:
+            least = f"{self.epochs / (MOST_SNAPSHOTS - 1):.2g}"
+            raise ValueError(
+                f"{self.num_snapshots:,} snapshots are more than the {MOST_SNAPSHOTS:,} that can be looked at together:"
+                f" give a snapshot_every of at least {least} for {self.epochs} epochs"
+            )
+        return self
 
     @field_validator("gradient_batches")
     @classmethod

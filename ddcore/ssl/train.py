@@ -26,7 +26,7 @@ from ddcore.ssl.measure import extract_features, knn_accuracy, measure, refuse_c
 from ddcore.ssl.objective import Objective
 from ddcore.ssl.simclr import simclr
 from ddcore.ssl.teacher import Manifest, save_teacher
-from ddcore.ssl.trajectory import flat, gather, keep_snapshot, snapshot_steps
+from ddcore.ssl.trajectory import Recorder, flat, snapshot_steps, steps_apart
 from ddcore.task import Task, generator
 from ddcore.transfer import send
 
@@ -79,7 +79,9 @@ class Run:
         groups = parameter_groups(self.objective.learning(), spec.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=spec.lr, fused=device.type == "cuda")  # a few launches instead of hundreds
         self.amp = torch.autocast(device.type, torch.bfloat16, enabled=spec.amp if device.type == "cuda" else spec.cpu_amp)
-        self.snapshots = snapshot_steps(self.total, spec.snapshots)
+        every = spec.snapshot_every
+        self.snapshots = snapshot_steps(self.total, spec.snapshots) if every is None else steps_apart(self.total, every * self.epoch_steps)
+        self.recorder = Recorder(self.task.work, self.snapshots, spec.storage)
         self.rate = 0.0
 
     def build(self) -> Objective:
@@ -194,10 +196,8 @@ class Run:
         self._point("knn", knn_accuracy(features, self.data.labels[rows]))
 
     def _snapshot(self) -> None:
-        vectors = {"student": flat(self.objective.backbone)}
-        if self.objective.result is not self.objective.backbone:
-            vectors["teacher"] = flat(self.objective.result)
-        keep_snapshot(self.task.work, self.step, **vectors)
+        own, kept = self.objective.backbone, self.objective.result
+        self.recorder.keep(self.step, flat(own), None if kept is own else flat(kept))
 
     def _checkpoint(self) -> None:
         tensors = dict(self.objective.buffers)
@@ -243,7 +243,7 @@ class Run:
         (self.task.out / "history.json").write_text(json.dumps(self.history) + "\n")
         refuse_collapsed(accuracy, rank, self.spec.min_knn_accuracy)
         self._warn_if_uniform()
-        gather(self.task.work, self.snapshots, self.task.out)
+        error = self.recorder.gather(self.task.out)
         last = self.history["loss"][-max(1, len(self.history["loss"]) // 10) :]
         channels, height, image_width = self.data.shape
         manifest = Manifest(
@@ -263,6 +263,8 @@ class Run:
         save_teacher(self.task.out, module, manifest)
         shown = ("ssl", "knn_accuracy", "feature_rank", "feature_dim", "loss", "images_per_second")
         summary = {name: getattr(manifest, name) for name in shown}
+        if error:
+            summary["storage_error"] = error
         if residuals := self.history.get("ema_residual"):
             summary["ema_residual"] = max(value for _, value in residuals)
         return summary

@@ -91,7 +91,7 @@ def test_unlabelled_images_have_no_accuracy_and_all_images_are_used_if_fewer(tmp
 
 
 def test_what_cannot_be_observed_says_what_to_change(tmp_path: Path) -> None:
-    with pytest.raises(DdcoreError, match=r"trajectory\.safetensors, cannot be read") as missing:
+    with pytest.raises(DdcoreError, match="no recorded run") as missing:
         per_snapshot(tmp_path, digits(), CONVNET)
     assert missing.value.code == "missing_input"
     assert "barlow_twins" in missing.value.hint

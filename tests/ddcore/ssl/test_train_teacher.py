@@ -19,6 +19,7 @@ from ddcore.ssl import dino, train
 from ddcore.ssl.dino import ema_update, momentum_at
 from ddcore.ssl.teacher import load_teacher
 from ddcore.ssl.train import learning_rate, train_teacher
+from ddcore.ssl.trajectory import read_trajectory
 from ddcore.task import Task
 
 MakeTask = Callable[..., Task]
@@ -231,6 +232,29 @@ def test_a_vit_learns_by_dinov2s_losses(make_task: MakeTask, dataset: Path) -> N
     assert (manifest.feature_dim, module.get_parameter("pos_embed").shape) == (192, (1, 5, 192))
     assert summary["ema_residual"] < 1e-5
     assert {"koleo", "entropy", "kl"} <= set(json.loads((task.out / "history.json").read_text()))
+
+
+@pytest.mark.parametrize("teacher", [DINO, SIMCLR], ids=["dino", "simclr"])
+def test_snapshots_of_parts_of_epochs_and_their_short_form(make_task: MakeTask, dataset: Path, teacher: dict[str, Any]) -> None:
+    runs = {}
+    for storage in ("float32", "gap"):
+        task = make_task(storage, params(teacher, snapshot_every=0.5, storage=storage), dataset=dataset)
+        summary = train_teacher(task)
+        runs[storage] = read_trajectory(task.out)
+        assert runs[storage][1].tolist() == [0, 2, 3, 4, 6, 8, 9]  # one and a half steps apart, of nine
+        assert ("storage_error" in summary) is (storage == "gap")
+    assert summary["storage_error"]["mean"] <= summary["storage_error"]["max"] < 2**-8
+    (whole, _), (short, _) = runs["float32"], runs["gap"]
+    assert list(whole) == list(short)
+    for name, track in whole.items():
+        moved = float((track.row(6) - track.row(0)).norm())
+        assert float((short[name].row(6) - track.row(6)).norm()) <= summary["storage_error"]["max"] * moved * 1.001
+    polls = iter([False] * 5)
+    with pytest.raises(Stopped):
+        train_teacher(make_task("stopped", task.params, Reporter(should_stop=lambda: next(polls, True)), dataset=dataset))
+    resumed = make_task("stopped", task.params, dataset=dataset)
+    assert train_teacher(resumed)["storage_error"] == summary["storage_error"]
+    assert state(resumed.out) == state(task.out)
 
 
 @pytest.mark.parametrize("backbone", [{"name": "resnet18", "width": 4}, {"name": "vit_tiny_patch4"}], ids=["resnet18", "vit"])
