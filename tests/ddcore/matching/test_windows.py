@@ -84,6 +84,20 @@ def test_a_heading_is_the_move_of_the_last_epoch_before_the_goal(epochs, before)
     assert drawn(spec.model_copy(update={"gap": 0.0}), 1)[0].heading is None
 
 
+def test_a_part_of_the_windows_begins_where_the_set_itself_leads_from_the_first_snapshot():
+    rows = curved()
+    for window in (windows := drawn(MKDTPlusSpec(**FIELDS, inner_steps=30, own_starts=0.25, continuous=False), 800)):
+        path, time = rows[int(window.goal[0])], int(window.goal[1]) - 2
+        assert torch.equal(window.goal, path[time + 2])
+        own = torch.equal(window.start, path[0])
+        assert own or torch.equal(window.start, path[time])
+        assert window.run_up == (15 * time if own and window.run_up else 0)  # thirty steps are two epochs
+    share = sum(window.run_up > 0 for window in windows) / 800
+    assert share == pytest.approx(0.25 * 3 / 4, abs=0.05)  # of those that begin at 0 nothing shows
+    assert {window.run_up for window in windows} == {0, 15, 30, 45}
+    assert all(window.run_up == 0 for window in drawn(MKDTPlusSpec(**FIELDS)))
+
+
 @pytest.mark.parametrize(("steps", "epochs", "tau"), [(40, 2, 20.0), (30, 1, 30.0)])
 def test_the_inner_average_looks_back_over_the_inner_steps_of_an_epoch(steps, epochs, tau):
     decay = inner_decay(MKDTPlusSpec(inner_steps=steps, expert_epochs=epochs))
