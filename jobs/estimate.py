@@ -6,13 +6,14 @@ from typing import Any
 
 from ddcore.networks.shapes import expected_shapes
 from ddcore.networks.student_sizes import num_parameters
-from ddcore.specs import BackboneSpec, DistillSpec, GivenTeacherSpec
+from ddcore.specs import BackboneSpec, DistillSpec, GivenTeacherSpec, TeacherSpec
 
 FLOAT = 4  # bytes
 SMALL = 200_000  # bytes of tables, JSON and pictures
 OBSERVATION = 4_000_000  # bytes of its dozen figures, each as PNG, SVG and JSON, and its table
 UNKNOWN_PARAMETERS = 30_000_000  # of a timm backbone, which only timm can count
 UNKNOWN_FEATURES = 1024
+VIT_FEATURES = 192  # of vit_tiny_patch4
 
 Shape = tuple[int, int, int]
 
@@ -23,10 +24,7 @@ def step_bytes(kind: str, params: Mapping[str, Any], spec: DistillSpec, num_imag
     if kind == "dataset":
         return num_images * (pixels + 8) + SMALL
     if kind == "teacher":
-        snapshots = (
-            1 if isinstance(spec.teacher, GivenTeacherSpec) else 1 + spec.teacher.snapshots * (2 if spec.teacher.ssl == "dino" else 1)
-        )
-        return snapshots * backbone_parameters(spec.teacher.backbone, image_shape) * FLOAT + SMALL
+        return (FLOAT + _recorded(spec.teacher)) * backbone_parameters(spec.teacher.backbone, image_shape) + SMALL
     if kind == "observe":
         return OBSERVATION
     if kind == "targets":
@@ -38,6 +36,16 @@ def step_bytes(kind: str, params: Mapping[str, Any], spec: DistillSpec, num_imag
     if kind == "distill":
         return one_set
     return 4 * one_set if kind == "export" else SMALL
+
+
+def _recorded(teacher: TeacherSpec) -> int:
+    """Bytes of the run's snapshots for each parameter."""
+    if isinstance(teacher, GivenTeacherSpec):
+        return 0
+    networks = 2 if teacher.ssl == "dino" else 1
+    if teacher.storage == "float32":
+        return networks * teacher.num_snapshots * FLOAT
+    return FLOAT + (networks * teacher.num_snapshots - 1) * FLOAT // 2  # the first of the network that is kept is whole
 
 
 def backbone_parameters(backbone: BackboneSpec, image_shape: Shape) -> int:
@@ -53,4 +61,4 @@ def feature_dim(backbone: BackboneSpec, image_shape: Shape) -> int:
         return 8 * backbone.width
     if backbone.name == "convnet":
         return backbone.width * (image_shape[1] >> backbone.depth) * (image_shape[2] >> backbone.depth)
-    return UNKNOWN_FEATURES
+    return VIT_FEATURES if backbone.name == "vit_tiny_patch4" else UNKNOWN_FEATURES

@@ -74,7 +74,7 @@ class _Teacher(Spec):
     @model_validator(mode="after")
     def _records_no_more_than_can_be_read(self) -> Self:
         if self.num_snapshots > MOST_SNAPSHOTS:
-            least = f"{self.epochs / (MOST_SNAPSHOTS - 1):.2g}"
+            least = math.ceil(1000 * self.epochs / (MOST_SNAPSHOTS - 1)) / 1000
             raise ValueError(
                 f"{self.num_snapshots:,} snapshots are more than the {MOST_SNAPSHOTS:,} that can be looked at together:"
                 f" give a snapshot_every of at least {least} for {self.epochs} epochs"

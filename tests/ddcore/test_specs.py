@@ -115,6 +115,15 @@ def test_an_evaluation_that_makes_no_sense_is_refused(field, value):
     assert {error["loc"][0] for error in caught.value.errors()} == {field}
 
 
+def test_snapshots_are_counted_by_number_or_by_epochs_but_not_without_end():
+    assert DinoSpec(snapshots=7).num_snapshots == 7
+    assert DinoSpec(epochs=200, snapshot_every=0.25, snapshots=7).num_snapshots == 801
+    assert DinoSpec(epochs=3, snapshot_every=2).num_snapshots == 3
+    with pytest.raises(ValidationError, match=r"8,001 snapshots are more .* give a snapshot_every of at least 0\.801 for 800 epochs"):
+        DinoSpec(epochs=800, snapshot_every=0.1)
+    assert DinoSpec(epochs=800, snapshot_every=0.801).num_snapshots == 1000
+
+
 def test_specs_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
         DistillSpec().seed = 3
