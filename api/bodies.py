@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec, SweepSpec
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/=:-]*$")]
 Labels = Annotated[tuple[Label, ...], Field(max_length=32, description="words to find the job by: `GET /jobs?label=`")]
@@ -66,5 +66,15 @@ class ObserveBody(ObserveSpec):
     _text = model_validator(mode="before")(_storable)
 
 
+class SweepBody(SweepSpec):
+    """Variants of one distillation, each repeated with teachers of its own, and ranked."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"preset": "ablation-digits"}]})
+    labels: Labels = ()
+    priority: Priority = 0
+
+    _text = model_validator(mode="before")(_storable)
+
+
 # The model of each address that takes JSON; errors are explained with its fields.
-BODIES: dict[str, type[BaseModel]] = {"/distill": DistillBody, "/evaluate": EvaluateBody, "/observe": ObserveBody}
+BODIES: dict[str, type[BaseModel]] = {"/distill": DistillBody, "/evaluate": EvaluateBody, "/observe": ObserveBody, "/sweeps": SweepBody}

@@ -82,7 +82,14 @@ def _walk(loc: Loc, model: type[BaseModel] | None) -> tuple[Loc, list[type[BaseM
     path: list[str | int] = []
     models = [model] if model else []
     field: FieldInfo | None = None
+    named = False  # whether this part is a name that the user gave, in a table of things by name
     for position, part in enumerate(loc):
+        if part == "[key]":  # pydantic's word for an error in such a name
+            continue
+        if named:
+            path.append(part)
+            named = False
+            continue
         tagged = [one for one in models if _tag(one) == part]
         if tagged and len(models) > 1:
             models, field = tagged, None
@@ -95,6 +102,7 @@ def _walk(loc: Loc, model: type[BaseModel] | None) -> tuple[Loc, list[type[BaseM
         inner = list(_models_in(field.annotation)) if field else []
         if inner or position < len(loc) - 1:
             models = inner
+        named = field is not None and get_origin(field.annotation) is dict
     return tuple(path), models, field
 
 

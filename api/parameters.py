@@ -20,5 +20,5 @@ IdempotencyKey = Annotated[
         description="any text of your own; the same key with the same body answers with the job that it made the first time",
     ),
 ]
-Kind = Literal["distill", "evaluate", "observe"]
+Kind = Literal["distill", "evaluate", "observe", "sweep"]
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]

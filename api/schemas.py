@@ -81,9 +81,9 @@ class SyntheticSetPage(BaseModel):
 
 
 class ReportBody(ReportView):
-    """Downstream numbers of a synthetic set beside its baselines."""
+    """Downstream numbers of a synthetic set beside its baselines, or of a sweep's variants beside each other."""
 
-    report: dict[str, Any] = Field(description="means, deviations, intervals and paired differences, as in report.json")
+    report: dict[str, Any] = Field(description="means, deviations, intervals and paired differences, as in report.json or ranking.json")
     links: dict[str, str]
 
 

@@ -1,8 +1,8 @@
 """From a sweep to one graph of steps: every variant and seed planned by itself, then merged wherever two steps are one. Torch-free."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ddcore.checks import DatasetFacts, check_distill, check_evaluate
@@ -10,7 +10,15 @@ from ddcore.errors import Problem, SpecError
 from ddcore.plan import Measurement, Plan, add_measurement, task_names
 from ddcore.specs import DistillSpec, MeasureSpec, SweepSpec
 
-Part = tuple[int, str, Plan, Measurement]  # seed, variant, the plan of this one distillation, what it measures
+
+@dataclass(frozen=True)
+class Part:
+    """One distillation of a sweep, planned by itself."""
+
+    variant: str
+    distill: DistillSpec
+    plan: Plan
+    measured: Measurement
 
 
 def plan_sweep(spec: SweepSpec, facts: Mapping[str, DatasetFacts]) -> Plan:
@@ -20,20 +28,15 @@ def plan_sweep(spec: SweepSpec, facts: Mapping[str, DatasetFacts]) -> Plan:
     """
     if problems := check_sweep(spec, facts):
         raise SpecError(problems)
-    parts: list[Part] = []
-    for number in range(spec.seeds):
-        for variant in spec.variants:
-            plan, distill = Plan(), distillation(spec, variant, number)
-            measured = add_measurement(plan, measure(spec, number), distill, facts[distill.dataset], facts)
-            parts.append((distill.seed, variant, plan, measured))
+    parts = list(_parts(spec, facts))
     whole, names = _merged(parts)
     cells, teachers = [], []
-    for _, _, plan, measured in parts:
-        cells += [names[plan.steps[name].key] for name in measured.cells]
-        teachers.append(names[plan.steps["teacher"].key])
+    for part in parts:
+        cells += [names[part.plan.steps[name].key] for name in part.measured.cells]
+        teachers.append(names[part.plan.steps["teacher"].key])
     params: dict[str, Any] = {
         "variants": list(spec.variants),
-        "seeds": list(dict.fromkeys(seed for seed, *_ in parts)),
+        "seeds": list(dict.fromkeys(part.distill.seed for part in parts)),
         "networks": max(1, len(spec.evaluate.networks)),
         "tasks": task_names(spec.evaluate),
     }
@@ -41,6 +44,23 @@ def plan_sweep(spec: SweepSpec, facts: Mapping[str, DatasetFacts]) -> Plan:
         params["validation"] = spec.evaluate.validation
     whole.add("ranking", "ranking", params, {"cells": cells, "teachers": teachers}, queue="cpu")
     return whole
+
+
+def distillations_by_key(spec: SweepSpec, facts: Mapping[str, DatasetFacts]) -> dict[str, DistillSpec]:
+    """Of each step but the ranking, by its key, the first distillation that needs it."""
+    found: dict[str, DistillSpec] = {}
+    for part in _parts(spec, facts):
+        for step in part.plan:
+            found.setdefault(step.key, part.distill)
+    return found
+
+
+def _parts(spec: SweepSpec, facts: Mapping[str, DatasetFacts]) -> Iterator[Part]:
+    for number in range(spec.seeds):
+        for variant in spec.variants:
+            plan, distill = Plan(), distillation(spec, variant, number)
+            measured = add_measurement(plan, measure(spec, number), distill, facts[distill.dataset], facts)
+            yield Part(variant, distill, plan, measured)
 
 
 def distillation(spec: SweepSpec, variant: str, number: int) -> DistillSpec:
@@ -89,16 +109,16 @@ def check_sweep(spec: SweepSpec, facts: Mapping[str, DatasetFacts]) -> list[Prob
 def _merged(parts: Sequence[Part]) -> tuple[Plan, dict[str, str]]:
     """One plan of all steps, each once, and their names by key."""
     owners: defaultdict[str, list[tuple[int, str, str]]] = defaultdict(list)
-    for seed, variant, plan, _ in parts:
-        for step in plan:
-            owners[step.key].append((seed, variant, step.name))
+    for part in parts:
+        for step in part.plan:
+            owners[step.key].append((part.distill.seed, part.variant, step.name))
     whole, names = Plan(), dict[str, str]()
-    for _, _, plan, _ in parts:
-        for step in plan:
+    for part in parts:
+        for step in part.plan:
             if step.key in names:
                 continue
             name = names[step.key] = _name(owners[step.key], whole)
-            inputs = {role: tuple(names[plan.steps[one].key] for one in before) for role, before in step.inputs.items()}
+            inputs = {role: tuple(names[part.plan.steps[one].key] for one in before) for role, before in step.inputs.items()}
             whole.steps[name] = replace(step, name=name, inputs=inputs)
     return whole, names
 

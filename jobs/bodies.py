@@ -164,10 +164,10 @@ class ObservationView(Body):
 
 
 class ReportView(Body):
-    """Where the downstream numbers of a synthetic set are, and their summary."""
+    """Where the downstream numbers of a synthetic set are, or the ranking of a sweep's variants, and their summary."""
 
     id: str
     job_id: str
-    synthetic_set_id: str
+    synthetic_set_id: str | None = Field(description="null of a sweep, which ranks many")
     created_at: datetime
     summary: dict[str, Any]

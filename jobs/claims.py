@@ -97,11 +97,14 @@ def load(session: Session, step_id: str, attempt: int) -> Work:
     step = session.scalar(select(Step).where(holds(step_id, attempt)).execution_options(populate_existing=True))
     if step is None:
         raise LeaseLost(step_id, attempt)
-    edges = select(StepInput).where(StepInput.step_id == step_id).order_by(StepInput.role, StepInput.position)
+    edges = session.scalars(select(StepInput).where(StepInput.step_id == step_id).order_by(StepInput.role, StepInput.position)).all()
+    needed = select(StepInput.needs_id).where(StepInput.step_id == step_id)
+    files: dict[str, list[InputFile]] = {edge.needs_id: [] for edge in edges}
+    for file in session.scalars(select(Artifact).where(Artifact.step_id.in_(needed)).order_by(Artifact.name)):
+        files[file.step_id or ""].append(InputFile(file.name, file.sha256, file.size))
     inputs: dict[str, list[list[InputFile]]] = {}
-    for edge in session.scalars(edges):
-        files = session.scalars(select(Artifact).where(Artifact.step_id == edge.needs_id).order_by(Artifact.name))
-        inputs.setdefault(edge.role, []).append([InputFile(file.name, file.sha256, file.size) for file in files])
+    for edge in edges:
+        inputs.setdefault(edge.role, []).append(files[edge.needs_id])
     return Work(step_id, attempt, step.key, step.kind, step.params, inputs)
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ddcore.checks import as_distillation, digest
-from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec, SweepSpec
 from jobs import catalogue
 from jobs.bodies import Body
 from jobs.database import lock_graph, now
@@ -53,6 +53,11 @@ def create_evaluate(session: Session, store: Store, spec: EvaluateSpec, **option
 
 def create_observe(session: Session, store: Store, spec: ObserveSpec, **options: Any) -> Job:
     """Post an observation; see `create` for options and errors."""
+    return create(session, store, spec, **options)
+
+
+def create_sweep(session: Session, store: Store, spec: SweepSpec, **options: Any) -> Job:
+    """Post a sweep; see `create` for options and errors."""
     return create(session, store, spec, **options)
 
 
@@ -134,12 +139,12 @@ def _submit(session: Session, store: Store, resolved: Resolved, options: dict[st
 
 def _planned(session: Session, resolved: Resolved, fates: Fates) -> list[PlannedStep]:
     """The steps that the job would have, in order; a step that has two names is paid for once."""
-    distill = _distillation(session, resolved)
-    dataset = session.get_one(Dataset, resolved.meaning["dataset_id"])
-    facts, plan, paid = catalogue.facts(dataset), resolved.plan, set[str]()
-    others = _datasets_by_key(session, resolved)
+    distill, of_steps = _distillation(session, resolved), resolved.of_steps()
+    datasets = _datasets(session, resolved)
+    by_step = {dataset.step_key: dataset for dataset in datasets.values()}
+    main, paid = session.get_one(Dataset, resolved.meaning["dataset_id"]), set[str]()
     steps = []
-    for planned in plan:
+    for planned in resolved.plan:
         if fates.row(planned.key) is None and planned.key not in fates.new:
             continue
         state: Literal["cached", "shared", "new"] = (
@@ -147,8 +152,9 @@ def _planned(session: Session, resolved: Resolved, fates: Fates) -> list[Planned
         )
         size = 0
         if state == "new" and planned.key not in paid:
-            read = catalogue.facts(others[planned.key]) if planned.key in others else facts
-            size = step_bytes(planned.kind, planned.params, distill, read.num_images, read.image_shape)
+            own = of_steps.get(planned.key)
+            read = catalogue.facts(by_step.get(planned.key) or (main if own is None else datasets[own.dataset]))
+            size = step_bytes(planned.kind, planned.params, own or distill, read.num_images, read.image_shape)
             paid.add(planned.key)
         inputs = list(dict.fromkeys(name for names in planned.inputs.values() for name in names))
         fields = {"name": planned.name, "kind": planned.kind, "queue": planned.queue, "key": planned.key}
@@ -161,10 +167,14 @@ def _distillation(session: Session, resolved: Resolved) -> DistillSpec:
         return resolved.spec
     if isinstance(resolved.spec, ObserveSpec):
         return as_distillation(resolved.spec)
+    if isinstance(resolved.spec, SweepSpec):
+        return next(iter(resolved.spec.variants.values()))
     origin = session.get_one(Job, session.get_one(Result, resolved.spec.synthetic_set).job_id)
     return DistillSpec.model_validate({**origin.spec, "preset": None})
 
 
-def _datasets_by_key(session: Session, resolved: Resolved) -> dict[str, Dataset]:
-    ids = set(resolved.meaning["datasets"].values())
-    return {dataset.step_key: dataset for dataset in session.scalars(select(Dataset).where(Dataset.id.in_(ids)))}
+def _datasets(session: Session, resolved: Resolved) -> dict[str, Dataset]:
+    """The datasets that the spec names, by those names."""
+    names = resolved.meaning["datasets"]
+    rows = {row.id: row for row in session.scalars(select(Dataset).where(Dataset.id.in_(names.values())))}
+    return {ref: rows[dataset_id] for ref, dataset_id in names.items()}

@@ -11,6 +11,7 @@ from ddcore.specs import BackboneSpec, DistillSpec, GivenTeacherSpec, TeacherSpe
 FLOAT = 4  # bytes
 SMALL = 200_000  # bytes of tables, JSON and pictures
 OBSERVATION = 4_000_000  # bytes of its dozen figures, each as PNG, SVG and JSON, and its table
+PAIR = 2_000  # bytes of what a ranking says of each pair of variants
 UNKNOWN_PARAMETERS = 30_000_000  # of a timm backbone, which only timm can count
 UNKNOWN_FEATURES = 1024
 VIT_FEATURES = 192  # of vit_tiny_patch4
@@ -27,6 +28,8 @@ def step_bytes(kind: str, params: Mapping[str, Any], spec: DistillSpec, num_imag
         return (FLOAT + _recorded(spec.teacher)) * backbone_parameters(spec.teacher.backbone, image_shape) + SMALL
     if kind == "observe":
         return OBSERVATION
+    if kind == "ranking":
+        return SMALL + PAIR * len(params["variants"]) ** 2
     if kind == "targets":
         return num_images * dim * FLOAT * int(params.get("stages", 1)) + SMALL
     if kind == "experts":

@@ -95,7 +95,7 @@ class Job(Base):
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str]  # distill | evaluate | observe
+    kind: Mapped[str]  # distill | evaluate | observe | sweep
     state: Mapped[str]  # JOB_STATES
     spec: Mapped[Json]
     resolved: Mapped[Json]

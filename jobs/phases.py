@@ -15,6 +15,7 @@ DOING = {
     "tune": "choosing the baselines' learning rates",
     "evaluate": "evaluating",
     "report": "writing the report",
+    "ranking": "ranking the variants",
     "observe": "observing how the networks moved",
 }
 

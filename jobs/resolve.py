@@ -1,7 +1,7 @@
 """What a spec's names mean here and now: datasets, a checkpoint, a synthetic set; and the plan that follows."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -9,25 +9,30 @@ from sqlalchemy.orm import Session
 from ddcore.checks import DatasetFacts
 from ddcore.errors import Problem, SpecError
 from ddcore.plan import Plan, plan_distill, plan_evaluate, plan_observe
-from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec, SweepSpec
+from ddcore.sweep_plan import datasets_of, distillations_by_key, plan_sweep
 from jobs import catalogue, checkpoints
 from jobs.errors import UnknownDataset
 from jobs.models import Dataset, Job, Result
 from jobs.store import Store
 
 Loc = tuple[str | int, ...]
-JobSpec = DistillSpec | EvaluateSpec | ObserveSpec
+JobSpec = DistillSpec | EvaluateSpec | ObserveSpec | SweepSpec
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A spec ready to be submitted. meaning: what its names meant, kept in the job's row so that a retry means the same."""
+    """A spec ready to be submitted. meaning: what its names meant, kept in the job's row so that a retry means the same.
+
+    of_steps: of a sweep, the distillations that its steps are for, by the steps' keys.
+    """
 
     kind: str
     spec: JobSpec
     plan: Plan
     meaning: dict[str, Any]
     wanted: tuple[str, ...] = ()
+    of_steps: Callable[[], dict[str, DistillSpec]] = dict
 
 
 def resolve(session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, str] | None = None) -> Resolved:
@@ -36,6 +41,8 @@ def resolve(session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, 
         return _resolve_distill(session, store, spec, pinned or {})
     if isinstance(spec, ObserveSpec):
         return _resolve_observe(session, spec, pinned or {})
+    if isinstance(spec, SweepSpec):
+        return _resolve_sweep(session, store, spec, pinned or {})
     return _resolve_evaluate(session, store, spec, pinned or {})
 
 
@@ -43,6 +50,8 @@ def spec_of(job: Job) -> JobSpec:
     """The spec of a job as it was posted, independent of what its preset has become since."""
     if job.kind == "distill":
         return DistillSpec.model_validate({**job.spec, "preset": None})
+    if job.kind == "sweep":
+        return SweepSpec.model_validate({**job.spec, "preset": None, "base": {**job.spec["base"], "preset": None}})
     return ObserveSpec.model_validate(job.spec) if job.kind == "observe" else EvaluateSpec.model_validate(job.spec)
 
 
@@ -67,6 +76,27 @@ def _resolve_observe(session: Session, spec: ObserveSpec, pinned: Mapping[str, s
     plan = plan_observe(spec, catalogue.facts(dataset))
     meaning = {"dataset_id": dataset.id, "datasets": {spec.dataset: dataset.id}, "checkpoint": None}
     return Resolved("observe", spec, plan, meaning)
+
+
+def _resolve_sweep(session: Session, store: Store, spec: SweepSpec, pinned: Mapping[str, str]) -> Resolved:
+    problems: list[Problem] = []
+    found = {ref: _dataset(session, ref, loc, pinned, problems) for ref, loc in datasets_of(spec).items()}
+    datasets = {ref: dataset for ref, dataset in found.items() if dataset is not None}
+    if problems:
+        raise SpecError(problems)
+    facts = {ref: catalogue.facts(dataset) for ref, dataset in datasets.items()}
+    keyed: dict[str, DistillSpec] = {}
+    for name, variant in spec.variants.items():
+        try:
+            keyed[name] = _with_checkpoint(session, store, variant, facts[variant.dataset])
+        except SpecError as error:
+            problems += [replace(one, loc=("variants", name, *one.loc)) for one in error.problems]
+    if problems:
+        raise SpecError(problems)
+    whole = spec.model_copy(update={"variants": keyed})
+    main = datasets[next(iter(keyed.values())).dataset]
+    meaning = {"dataset_id": main.id, "datasets": {ref: dataset.id for ref, dataset in datasets.items()}, "checkpoint": None}
+    return Resolved("sweep", spec, plan_sweep(whole, facts), meaning, of_steps=lambda: distillations_by_key(whole, facts))
 
 
 def _with_checkpoint(session: Session, store: Store, spec: DistillSpec, facts: DatasetFacts) -> DistillSpec:

@@ -1,4 +1,4 @@
-"""What a finished job was for: a synthetic set, a report or an observation."""
+"""What a finished job was for: a synthetic set, a report (of one set, or a ranking of many) or an observation."""
 
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ RESULTS = {
     "distill": ("synthetic_set", "syn", "distill"),
     "evaluate": ("report", "rep", "report"),
     "observe": ("observation", "obs", "observe"),
+    "sweep": ("report", "rep", "ranking"),
 }
 
 
@@ -32,7 +33,7 @@ def _about(kind: str, job: Job, dataset: Dataset, summary: dict[str, Any]) -> di
     if kind == "synthetic_set":
         return _about_set(job, dataset, summary)
     if kind == "report":
-        return {"synthetic_set_id": job.resolved["synthetic_set_id"], "summary": summary}
+        return {"synthetic_set_id": job.resolved.get("synthetic_set_id"), "summary": summary}
     return {"summary": summary}
 
 

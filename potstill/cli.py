@@ -101,8 +101,13 @@ def _posting(command: Callable[..., argparse.ArgumentParser]) -> None:
     observe.add_argument("--dataset", help="id or name")
     observe.add_argument("--runs", type=int, help="runs from one initialisation, to tell motion from noise")
     observe.add_argument("--figures", type=Path, metavar="FOLDER", help="where the pictures go (default: the job's id)")
+    sweep = command("sweep", commands.sweep, "rank variants of a distillation over several teachers each")
+    sweep.add_argument("spec", type=Path, nargs="?", metavar="FILE", help="a JSON file with the body to post")
+    sweep.add_argument("--preset", help="a ready sweep, such as ablation-digits")
+    sweep.add_argument("--seeds", type=int, help="distillations of each variant, every one with a teacher of its own")
     for sub in (distill, evaluate, observe):
         sub.add_argument("--spec", type=Path, help="a JSON file with the body to post")
+    for sub in (distill, evaluate, observe, sweep):
         sub.add_argument(
             "--set", action="append", metavar="FIELD=VALUE", help="a field of the body, such as method.iterations=100; may be repeated"
         )

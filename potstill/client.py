@@ -15,6 +15,7 @@ from potstill.problems import check
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 ENDED = ("succeeded", "failed", "cancelled")
+RESPITE = 5.0  # times as long as an answer took, `wait` leaves the API alone
 PATIENCE = 60.0  # seconds that `wait` outlasts an API that does not answer
 
 Json = dict[str, Any]
@@ -81,6 +82,10 @@ class Client:
         """Post an observation; returns its job."""
         return self.post("/observe", body, idempotency_key=idempotency_key)
 
+    def sweep(self, body: Json, *, idempotency_key: str | None = None) -> Json:
+        """Post a sweep; returns its job."""
+        return self.post("/sweeps", body, idempotency_key=idempotency_key)
+
     def jobs(self, **filters: Any) -> list[Json]:
         """One page of jobs, newest first; filters: kind, state, label, limit, cursor."""
         return cast("list[Json]", self.get("/jobs", **filters)["data"])
@@ -94,13 +99,16 @@ class Client:
     def wait(self, id: str, on_update: Callable[[Json], None] = lambda job: None, interval: float = 0.5) -> Json:
         """Poll a job every `interval` seconds until it ends; returns its last body, or raises `JobFailed`.
 
-        An API that does not answer for a moment (it restarts, the network blinks) is asked again, for a minute.
+        An API that does not answer for a moment (it restarts, the network blinks) is asked again, for a minute. A job of thousands
+        of steps takes a while to tell, and is asked for less often.
         """
         heard = time.monotonic()
         while True:
+            asked, pause = time.monotonic(), interval
             try:
                 job = self.job(id)
                 heard = time.monotonic()
+                pause = max(interval, RESPITE * (heard - asked))
             except Unreachable:
                 if time.monotonic() - heard > PATIENCE:
                     raise
@@ -108,7 +116,7 @@ class Client:
                 on_update(job)
                 if job["state"] in ENDED:
                     return _ended(job)
-            time.sleep(interval)
+            time.sleep(pause)
 
     def artifacts(self, job_id: str) -> list[Json]:
         """The files of a job."""
@@ -128,7 +136,10 @@ class Client:
         return self.download(f"/synthetic-sets/{id}/download?format={format}", target, on_progress)
 
     def report(self, id: str) -> Json:
-        """A report; in its `report`, `table` has one row an arm, `paired` the differences of synthetic minus arm."""
+        """A report; in its `report`, `table` has one row an arm, `paired` the differences of synthetic minus arm.
+
+        Of a sweep, `headline` has the variants' order, accuracies and differences.
+        """
         return self.get(f"/reports/{id}")
 
     def _json(self, method: str, path: str, **options: Any) -> Json:

@@ -18,7 +18,7 @@ from potstill.client import ENDED, Client
 from potstill.errors import PotstillError
 from potstill.progress import display, stages
 from potstill.stack import Stack
-from potstill.tables import comparisons, table
+from potstill.tables import comparisons, ranking_tables, table
 from potstill.terminal import console, say
 
 ID_LENGTH = 30  # characters of an id, at most
@@ -102,6 +102,15 @@ def observe(a: argparse.Namespace) -> None:
             say(f"observation {job['results']['observation']}; {len(pictures)} pictures are in {folder}/")
 
 
+def sweep(a: argparse.Namespace) -> None:
+    body = _body(a) | {name: value for name, value in (("preset", a.preset), ("seeds", a.seeds)) if value is not None}
+    with Client(a.url) as client:
+        job = _run(client, client.sweep(body), a.detach)
+        if job is not None:
+            say(f"report {job['results']['report']}; picture {client.url}/jobs/{job['id']}/plots/ranking.png")
+            _show_report(client.report(job["results"]["report"])["report"])
+
+
 def _run(client: Client, job: dict[str, Any], detach: bool) -> dict[str, Any] | None:
     """Follow a job to its end; None if it was only to be posted."""
     say(f"{job['kind']} {job['id']}")
@@ -177,14 +186,22 @@ def report(a: argparse.Namespace) -> None:
 
 
 def _show_report(report: dict[str, Any]) -> None:
+    if "variants" in report:
+        for one in ranking_tables(report["headline"]):
+            console.print(one)
+        return
     for comparison in comparisons(report):
         console.print(table(comparison))
 
 
 def presets(a: argparse.Namespace) -> None:
     out = Table("preset", "dataset", "images", "teacher", "experts", "method", box=None)
+    ready = Table("sweep", "variants", "distillations of each", box=None)
     with Client(a.url) as client:
-        for one in client.get("/presets")["data"]:
+        found = client.get("/presets")
+        for one in found["sweeps"]:
+            ready.add_row(one["name"], ", ".join(one["variants"]), str(one["spec"]["seeds"]))
+        for one in found["data"]:
             spec = one["spec"]
             out.add_row(
                 one["name"],
@@ -195,6 +212,7 @@ def presets(a: argparse.Namespace) -> None:
                 spec["method"]["name"],
             )
     console.print(out)
+    console.print(ready)
 
 
 def _body(a: argparse.Namespace) -> dict[str, Any]:

@@ -22,6 +22,7 @@ WORDS = {
     "tune": "tune baselines",
     "evaluate": "pre-train and probe",
     "report": "report",
+    "ranking": "rank the variants",
     "observe": "observe",
 }
 OVER = ("succeeded", "failed", "cancelled")
@@ -48,7 +49,7 @@ def stages(job: dict[str, Any]) -> list[Stage]:
     """The stages of a job body, in the order of its steps."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for step in job["steps"]:
-        name = "distil" if step["name"] == "distill" else WORDS.get(step["kind"], step["kind"])
+        name = "distil" if step["name"].rpartition("/")[2] == "distill" else WORDS.get(step["kind"], step["kind"])
         groups.setdefault(name, []).append(step)
     return [_stage(name, steps) for name, steps in groups.items()]
 

@@ -1,5 +1,6 @@
-"""A report as a person reads it: one table of arms, and the small summary that the demo writes."""
+"""A report as a person reads it: one table of arms or of variants, and the small summary that the demo writes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,32 @@ def table(comparison: Comparison) -> Table:
         row = comparison.accuracy[arm]
         accuracy = f"{row['mean']:.2f}" + (f" ± {row['std']:.2f}" if row["std"] is not None else "")
         out.add_row(ARMS[arm], accuracy, str(row["n"]), gain(comparison.gains.get(arm)))
+    return out
+
+
+def ranking_tables(head: dict[str, Any]) -> Iterator[Table]:
+    """A sweep's variants, best first: what each gains on the baselines beside it, then on each other variant."""
+    distillations = "one distillation" if head["n"] == 1 else f"{head['n']} distillations"
+    title = f"{'; '.join(head['places'])}: {head['probe']} probe, {head['measure']}; {distillations} of each variant"
+    arms = [arm for arm in ARMS if arm in head["minus_arms"][head["order"][0]] and arm != "synthetic_8bit"]
+    out = _beside(title, ["variant", "accuracy %", *(f"gain on {ARMS[arm]}" for arm in arms)])
+    for variant in head["order"]:
+        own = head["accuracy"][variant]["synthetic"]
+        accuracy = f"{own['mean']:.2f}" + (f" ± {own['std']:.2f}" if own["std"] is not None else "")
+        out.add_row(variant, accuracy, *(gain(head["minus_arms"][variant][arm]) for arm in arms))
+    yield out
+    if len(head["order"]) > 1:
+        out = _beside("Row minus column, paired by distillation", ["", *head["order"]])
+        for variant in head["order"]:
+            out.add_row(variant, *(gain(head["minus_variants"][variant].get(other)) for other in head["order"]))
+        yield out
+
+
+def _beside(title: str, columns: list[str]) -> Table:
+    out = Table(title=title, title_justify="left", title_style="bold")
+    out.add_column(columns[0])
+    for name in columns[1:]:
+        out.add_column(name, justify="right")
     return out
 
 

@@ -28,7 +28,7 @@ class InputCache:
 
     def __init__(self, root: Path, store: Store, limit: int) -> None:
         self.root, self.store, self.limit = root, store, limit
-        self._locks: list[int] = []
+        self._locks: dict[Path, int] = {}
         root.mkdir(parents=True, exist_ok=True)
 
     def folder(self, files: Sequence[InputFile]) -> Path:
@@ -36,14 +36,14 @@ class InputCache:
         listing = "\n".join(f"{f.name} {f.sha256}" for f in sorted(files, key=lambda f: f.name))
         path = self.root / hashlib.sha256(listing.encode()).hexdigest()[:32]
         while True:
-            if self._lock(path):
+            if path in self._locks or self._lock(path):
                 os.utime(path)
                 return path
             self._make(path, files)
 
     def close(self) -> None:
         """Let go of the folders in use, then evict down to the limit."""
-        for descriptor in self._locks:
+        for descriptor in self._locks.values():
             os.close(descriptor)
         self._locks.clear()
         self.evict()
@@ -70,7 +70,7 @@ class InputCache:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:  # not evicted in between
-                self._locks.append(descriptor)
+                self._locks[path] = descriptor
                 return True
         os.close(descriptor)
         return False

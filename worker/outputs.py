@@ -13,6 +13,7 @@ _KINDS = {
     "preview.png": "preview",
     "report.json": "report",
     "report.md": "report",
+    "ranking.md": "report",
     "observations.json": "observations",
     "rates.json": "rates",
     "scores.json": "scores",

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -34,6 +35,7 @@ from worker.recorder import Recorder
 from worker.workplace import Workplace
 
 _SIGN_OF_LIFE = 1.0  # seconds between two
+_OPEN_FILES = 16_384
 _TRACE_LINES = 30
 _LONGEST = 500  # characters of what an unexpected error says
 T = TypeVar("T")
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 def run(step_id: str, attempt: int) -> int:
     """Run the attempt that a supervisor has claimed and record how it ended; the exit code for the supervisor."""
+    allow_open_files()
     settings = get_settings()
     engine = connect(settings)
     began = time.monotonic()
@@ -54,6 +57,14 @@ def run(step_id: str, attempt: int) -> int:
     seconds = round(time.monotonic() - began, 2)
     log.info("runner ends", extra=runner.ids | {"code": code.name, "seconds": seconds})
     return code
+
+
+def allow_open_files() -> None:
+    """Each input folder in use is held open, and the ranking of a sweep has thousands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
 
 
 class _Runner:

@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field
 
 from ddcore import specs
 from ddcore.presets import PRESETS
-from ddcore.specs import DistillSpec, Spec
+from ddcore.specs import DistillSpec, Spec, SweepSpec
+from ddcore.sweep_presets import SWEEPS
 
 router = APIRouter(tags=["catalogue"])
 
@@ -45,8 +46,17 @@ class Preset(BaseModel):
     spec: dict[str, Any] = Field(description="the whole spec that it stands for, defaults included")
 
 
+class SweepPreset(BaseModel):
+    """A named sweep."""
+
+    name: str = Field(examples=["ablation-digits"])
+    variants: list[str] = Field(examples=[["mkdt", "mkdt_raw"]])
+    spec: dict[str, Any] = Field(description="the whole sweep that it stands for, defaults included")
+
+
 class Presets(BaseModel):
     data: list[Preset]
+    sweeps: list[SweepPreset]
 
 
 def _entry(model: type[Spec], kind: Literal["method", "teacher"], tag: str) -> Entry:
@@ -64,4 +74,10 @@ def list_methods() -> Entries:
 
 @router.get("/presets", summary="Named starting points, each as the whole spec it stands for")
 def list_presets() -> Presets:
-    return Presets(data=[Preset(name=name, spec=DistillSpec(preset=name).model_dump(mode="json")) for name in sorted(PRESETS)])
+    presets = [Preset(name=name, spec=DistillSpec(preset=name).model_dump(mode="json")) for name in sorted(PRESETS)]
+    return Presets(data=presets, sweeps=[_sweep_preset(name) for name in sorted(SWEEPS)])
+
+
+def _sweep_preset(name: str) -> SweepPreset:
+    spec = SweepSpec.model_validate({"preset": name})
+    return SweepPreset(name=name, variants=list(spec.variants), spec=spec.model_dump(mode="json"))

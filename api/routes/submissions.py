@@ -1,4 +1,4 @@
-"""Posting work: a distillation, an evaluation or an observation, or only the plan of one."""
+"""Posting work: a distillation, an evaluation, an observation or a sweep, or only the plan of one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from starlette.responses import JSONResponse
 
 from api.answers import job_body
-from api.bodies import DistillBody, EvaluateBody, ObserveBody
+from api.bodies import DistillBody, EvaluateBody, ObserveBody, SweepBody
 from api.parameters import DryRunFlag, IdempotencyKey
 from api.schemas import JobBody
 from api.service import Running, Service
-from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec, SweepSpec
 from jobs import create
 from jobs.models import Job
 
@@ -68,6 +68,27 @@ _OBSERVE = {
         "value": {"dataset": "digits-train", "teacher": _TEACHER, "runs": 3, "experts": 4, "student": {"depth": 2, "width": 8}},
     },
 }
+_SWEEP = {
+    "quick": {
+        "summary": "two settings, two teachers, seconds",
+        "value": {
+            "base": {"preset": "smoke"},
+            "variants": {"plain": {}, "longer": {"method": {"iterations": 20}}},
+            "seeds": 2,
+            "evaluate": {
+                "downstream": [{"train": "digits-train", "test": "digits-test"}],
+                "baselines": ["random", "k_means"],
+                "seeds": 1,
+                "label_fractions": [0.05],
+                "label_draws": 1,
+            },
+        },
+    },
+    "to choose settings": {
+        "summary": "a ready sweep, scored on held-out training images",
+        "value": {"preset": "ablation-digits", "seeds": 4, "evaluate": {"validation": 0.3}},
+    },
+}
 
 
 @dataclass
@@ -83,8 +104,8 @@ class Submission:
     def answer(
         self,
         make: Callable[..., Job],
-        body: DistillBody | EvaluateBody | ObserveBody,
-        spec: DistillSpec | EvaluateSpec | ObserveSpec,
+        body: DistillBody | EvaluateBody | ObserveBody | SweepBody,
+        spec: DistillSpec | EvaluateSpec | ObserveSpec | SweepSpec,
     ) -> Any:
         """The job that `make` makes of `spec`, or the plan of it."""
         service = self.service
@@ -126,3 +147,11 @@ def evaluate(submission: Annotated[Submission, Depends()], body: Annotated[Evalu
 def observe(submission: Annotated[Submission, Depends()], body: Annotated[ObserveBody, Body(openapi_examples=_OBSERVE)]) -> Any:
     spec = ObserveSpec.model_validate(body.model_dump(exclude={"labels", "priority"}))
     return submission.answer(create.create_observe, body, spec)
+
+
+@router.post(
+    "/sweeps", status_code=202, response_model=JobBody, responses=_ANSWERS, summary="Rank variants of a distillation over teachers"
+)
+def sweep(submission: Annotated[Submission, Depends()], body: Annotated[SweepBody, Body(openapi_examples=_SWEEP)]) -> Any:
+    spec = SweepSpec.model_validate(body.model_dump(exclude={"labels", "priority"}))
+    return submission.answer(create.create_sweep, body, spec)

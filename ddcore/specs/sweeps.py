@@ -10,7 +10,7 @@ from ddcore.specs.fields import Spec
 from ddcore.specs.jobs import DistillSpec, MeasureSpec, merge
 from ddcore.sweep_presets import SWEEPS
 
-MOST_CELLS = 5000  # evaluation cells of one sweep: what a table of them, and one page of its job, can hold
+MOST_CELLS = 2000  # evaluations of one sweep: its job is read as one page, with all its steps
 
 VariantName = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=-]*$")]
 

@@ -35,6 +35,11 @@ FILES: dict[str, dict[str, tuple[str, str]]] = {  # kind of step -> file -> kind
         "report.md": ("report", "text/markdown"),
         "comparison.png": ("plot", "image/png"),
     },
+    "ranking": {
+        "ranking.json": ("plot", "application/json"),
+        "ranking.md": ("report", "text/markdown"),
+        "ranking.png": ("plot", "image/png"),
+    },
 }
 
 
@@ -76,7 +81,7 @@ class FakeWorker:
 
     def _file(self, step: bodies.StepView, name: str, kind: str, media_type: str) -> claims.NewArtifact:
         path = self.scratch / name
-        path.write_bytes(b'{"arms": {}}' if name == "report.json" else f"{name} of {step.name}".encode() * 3)
+        path.write_bytes(b'{"arms": {}}' if name in ("report.json", "ranking.json") else f"{name} of {step.name}".encode() * 3)
         blob = self.store.put(path)
         return claims.NewArtifact(name, kind, media_type, blob.sha256, blob.size)
 

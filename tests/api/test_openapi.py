@@ -16,7 +16,7 @@ from jobs.settings import Settings
 CONTRACT = """
 GET /healthz  GET /readyz  GET /version  GET /metrics
 GET /datasets  POST /datasets  GET /datasets/{}  GET /datasets/{}/preview.png
-POST /distill  POST /evaluate  POST /observe
+POST /distill  POST /evaluate  POST /observe  POST /sweeps
 GET /jobs  GET /jobs/{}  POST /jobs/{}/cancel  POST /jobs/{}/retry
 GET /jobs/{}/events  GET /jobs/{}/metrics  GET /jobs/{}/artifacts  GET /jobs/{}/plots  GET /jobs/{}/plots/{}.{}
 GET /artifacts/{}  GET /artifacts/{}/content  HEAD /artifacts/{}/content  POST /artifacts
@@ -75,7 +75,8 @@ def test_pages_load_nothing_from_elsewhere(client: TestClient, path: str) -> Non
 
 def test_catalogue(client: TestClient) -> None:
     entries = {entry["name"]: entry for entry in client.get("/methods").json()["data"]}
-    assert {"mkdt", "random", "k_means", "high_loss", "dino", "barlow_twins", "simclr", "given"} == set(entries)
+    methods = {"mkdt", "mkdt_plus", "dino_tm", "random", "k_means", "high_loss"}
+    assert methods | {"dino", "barlow_twins", "simclr", "given"} == set(entries)
     assert entries["mkdt"]["paper"] == "https://arxiv.org/abs/2410.02116"
     assert entries["mkdt"]["fields"]["properties"]["inner_steps"]["maximum"] == 10_000
     assert all(entry["summary"] for entry in entries.values())

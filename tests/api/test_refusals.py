@@ -72,7 +72,7 @@ def test_bad_body(client: TestClient, refused: Refused, path: str, body: Any, fi
         ({"preset": "smoke", "method": {"inner_steps": 0}}, "method.inner_steps", "1 to 10000"),
         ({"seed": -1}, "seed", "at least 0 and less than 2147483648"),
         ({"preset": "smoke", "teacher": {"lr": 0}}, "teacher.lr", "more than 0.0"),
-        ({"method": {"name": "mtt"}}, "method.name", ["high_loss", "k_means", "mkdt", "random"]),
+        ({"method": {"name": "mtt"}}, "method.name", ["dino_tm", "high_loss", "k_means", "mkdt", "mkdt_plus", "random"]),
         ({"preset": "smoke", "method": {"optimizer": "rmsprop"}}, "method.optimizer", ["sgd", "adam"]),
         ({"preset": "smoke", "student": {"deep": 2}}, "student.deep", ["depth", "name", "width"]),
     ],

@@ -10,6 +10,7 @@ from potstill.cli import main
 from potstill.stack import free_port
 from potstill.terminal import console
 from tests.potstill.conftest import Service
+from tests.potstill.test_tables import HEADLINE
 
 STEP = {"name": "distill", "kind": "distill", "state": "running", "cached": False, "started_at": None, "finished_at": None}
 RUNNING: dict[str, Any] = {
@@ -72,6 +73,28 @@ def test_observe_posts_follows_and_fetches_the_pictures(service: Service, tmp_pa
     assert main(["observe", "--url", service.url, *fields]) == 0
     assert json.loads(service.requests[0][2]) == {"dataset": "mine", "runs": 3, "teacher": {"ssl": "dino"}}
     assert "observation obs_1; 0 pictures" in capsys.readouterr().out
+
+
+def test_sweep_posts_a_file_and_shows_the_ranking(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = DONE | {"kind": "sweep", "results": {"report": "rep_1"}}
+    report = {"id": "rep_1", "report": {"variants": ["plain", "better"], "headline": HEADLINE}}
+    answers = {"POST /sweeps": [(202, RUNNING)], "GET /jobs/job_1": [(200, done)], "GET /reports/rep_1": [(200, report)]}
+    service.answers = answers
+    (tmp_path / "sweep.json").write_text('{"variants": {"plain": {}}, "seeds": 8}')
+    fields = ["--preset", "ablation-digits", "--seeds", "3", "--set", "evaluate.validation=0.3"]
+    assert main(["sweep", str(tmp_path / "sweep.json"), "--url", service.url, *fields]) == 0
+    assert json.loads(service.requests[0][2]) == {
+        "variants": {"plain": {}},
+        "seeds": 3,
+        "preset": "ablation-digits",
+        "evaluate": {"validation": 0.3},
+    }
+    out = capsys.readouterr().out
+    assert "report rep_1" in out
+    assert "/jobs/job_1/plots/ranking.png" in out
+    assert "66.00" in out
+    assert main(["sweep", "--preset", "ablation-digits", "--url", service.url, "--detach"]) == 0
+    assert json.loads(service.requests[-1][2]) == {"preset": "ablation-digits"}
 
 
 def test_a_failed_job_is_status_1_and_one_line(service: Service, capsys: pytest.CaptureFixture[str]) -> None:

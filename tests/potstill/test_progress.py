@@ -41,6 +41,20 @@ def test_steps_gather_into_stages_in_order() -> None:
     ]
 
 
+def test_the_distillations_of_a_sweep_are_one_stage_and_the_ranking_another() -> None:
+    steps = [
+        step("mkdt/0/distill", "distill", "succeeded", 9, 9),
+        step("0/random-0", "distill", "blocked"),
+        step("raw/0/distill", "distill", "running", 3, 9),
+        step("ranking", "ranking", "blocked"),
+    ]
+    assert [(one.name, round(one.done, 2), one.total) for one in stages({"steps": steps})] == [
+        ("distil", 1.33, 2),
+        ("choose subsets", 0, 1),
+        ("rank the variants", 0, 1),
+    ]
+
+
 def test_a_stage_takes_the_time_in_which_any_of_its_steps_ran() -> None:
     def ran(start: int, end: int) -> dict[str, Any]:
         return step(

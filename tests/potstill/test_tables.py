@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from potstill.tables import comparisons, gain, summary, table
+from potstill.tables import comparisons, gain, ranking_tables, summary, table
 
 SHARED = {"task": "digits-train -> digits-test", "network": "convnet-3-128", "fraction": 0.1, "probe": "ridge"}
 
@@ -73,3 +73,37 @@ def test_summary_is_the_headline_in_percent() -> None:
         "seconds": 61.2,
         "synthetic_set": "potstill-demo/synthetic.safetensors",
     }
+
+
+def difference(mean: float) -> dict[str, Any]:
+    return {"mean": mean, "std": 2.5, "n": 3, "low": mean - 6, "high": mean + 6}
+
+
+HEADLINE: dict[str, Any] = {
+    "places": ["digits-train -> digits-test, convnet-2x8"],
+    "probe": "ridge",
+    "measure": "accuracy in percent, averaged over 5 % of the labels",
+    "n": 3,
+    "order": ["better", "plain"],
+    "accuracy": {"better": {"synthetic": difference(66.0)}, "plain": {"synthetic": difference(63.0)}},
+    "minus_arms": {
+        name: {"synthetic_8bit": difference(0.1), "k_means": difference(gain)} for name, gain in (("better", 4.3), ("plain", 1.3))
+    },
+    "minus_variants": {"better": {"plain": difference(3.0)}, "plain": {"better": difference(-3.0)}},
+}
+
+
+def test_a_ranking_is_a_table_of_gains_and_one_of_pairs() -> None:
+    screen = Console(file=io.StringIO(), width=140)
+    tables = list(ranking_tables(HEADLINE))
+    for one in tables:
+        screen.print(one)
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "3 distillations of each variant" in shown
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    assert rows[0] == ["better", "66.00 ± 2.50", "+4.30 (-1.70 to +10.30)"]
+    assert rows[3] == ["plain", "-3.00 (-9.00 to +3.00)", ""]
+    alone = {name: value for name, value in HEADLINE.items() if name != "order"} | {"order": ["plain"], "n": 1}
+    alone["accuracy"] = {"plain": {"synthetic": {"mean": 63.0, "std": None, "n": 1, "low": None, "high": None}}}
+    (only,) = ranking_tables(alone)
+    assert "one distillation of each" in str(only.title)

@@ -1,5 +1,6 @@
 import errno
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.worker.service import post, until
 from worker import runner as module
 from worker import template
 from worker.exits import Exit
-from worker.runner import _Runner
+from worker.runner import _Runner, allow_open_files
 
 Action = Callable[[Reporter, Path, Path], None]
 
@@ -170,3 +171,17 @@ def test_a_fresh_interpreter_does_as_well_where_forking_is_not_safe(
     with open(tmp_path / "log", "w+") as log:
         child = template._spawn("step_unknown", "1", log.fileno())
         assert until(lambda: template._ended(child), 60) == Exit.LOST
+
+
+def test_a_runner_may_hold_thousands_of_inputs_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+        allow_open_files()
+        raised, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert raised == min(hard, 16_384)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
