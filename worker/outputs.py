@@ -15,6 +15,7 @@ _KINDS = {
     "report.md": "report",
     "ranking.md": "report",
     "observations.json": "observations",
+    "observations.parquet": "observations",
     "rates.json": "rates",
     "scores.json": "scores",
     "history.json": "history",

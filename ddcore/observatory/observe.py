@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from ddcore.data.images import load_dataset
+from ddcore.data.images import Images, load_dataset
 from ddcore.errors import DdcoreError
 from ddcore.networks.backbones import build_backbone
+from ddcore.observatory.collapse_figure import draw_collapse
 from ddcore.observatory.curves import draw_losses
 from ddcore.observatory.experts import observe_experts, observe_regression
 from ddcore.observatory.feature_figures import draw_features, draw_noise
@@ -20,18 +21,20 @@ from ddcore.observatory.null import against_null
 from ddcore.observatory.pca import centred_gram
 from ddcore.observatory.recordings import TeacherPaths, read_history, read_params, told
 from ddcore.observatory.snapshots import per_snapshot
-from ddcore.observatory.tidy import Row, feature_rows, history_rows, motion_rows, noise_rows
+from ddcore.observatory.tidy import Row, feature_rows, history_rows, motion_rows, noise_rows, write_parquet
 from ddcore.observatory.trajectories import draw_teacher
 from ddcore.specs import BackboneSpec
 from ddcore.ssl.trajectory import read_trajectory
 from ddcore.task import Task, generator
 
-TABLE = "observations.json"
+TABLE, COLUMNS = "observations.json", "observations.parquet"
 SAMPLE = 2000  # images whose features are compared between snapshots
 
 
 def observe(task: Task) -> dict[str, Any]:
-    """Write observations.json ({"facts", "rows": see `ddcore.observatory.tidy`}) and the figures; returns the headline numbers.
+    """Write observations.json ({"facts", "rows": see `ddcore.observatory.tidy`}), the rows as .parquet, and the figures.
+
+    Returns the headline numbers.
 
     params: {"seed": int}, with experts also {"student": a `StudentSpec`, "path", "same_start": see `ddcore.specs.ObserveSpec`}. inputs:
     dataset, teacher (the folders of all runs, the one to be looked at closely first), experts (shards, or none), with experts also
@@ -52,6 +55,7 @@ def observe(task: Task) -> dict[str, Any]:
     draw_gradient_noise(_own_gradients(task, runs[0], facts) + curves, task.out)
     summary["figures"] = sorted(path.stem for path in task.out.glob("*.png"))
     (task.out / TABLE).write_text(json.dumps({"facts": summary, "rows": rows}, allow_nan=False))
+    write_parquet(rows, task.out / COLUMNS)
     return summary
 
 
@@ -83,6 +87,8 @@ def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row]) -
         summary["gap"] = moved["pair"]["gap"][-1]
     if residuals := history.get("ema_residual"):
         summary["ema_residual"] = max(value for _, value in residuals)
+    if out_dim := read_params(folder).get("teacher", {}).get("out_dim"):  # of DINO alone
+        summary["collapse"] = draw_collapse(history, features, out_dim, _chance(data), task.out)
     return summary
 
 
@@ -100,6 +106,11 @@ def _noise(task: Task, runs: list[Path], rows: list[Row]) -> dict[str, Any]:
         rows += noise_rows(name, found[name])
     draw_noise(found, task.out)
     return {f"noise_to_signal_{name}": one["ratio"][-1] for name, one in found.items()}
+
+
+def _chance(data: Images) -> float | None:
+    """Accuracy in percent of naming the most frequent class for every image; None without labels."""
+    return None if data.labels is None else 100 * float(data.labels.bincount().max()) / len(data)
 
 
 def _own_gradients(task: Task, run: Path, facts: dict[str, Any]) -> list[Ratios]:

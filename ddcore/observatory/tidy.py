@@ -1,7 +1,11 @@
 """Everything that an observation found, as rows of one long table: a quantity, the path it belongs to, a step, a value."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
 
 Row = dict[str, Any]  # quantity, path, step, value; and layer, where it is of one layer
 
@@ -43,3 +47,14 @@ def series(quantity: str, path: str, steps: Sequence[int | float], values: Seque
     """One curve; values may begin later than steps, by the one snapshot that has none before it."""
     for step, value in zip(steps[len(steps) - len(values) :], values, strict=True):
         yield {"quantity": quantity, "path": path, "step": step, "value": value}
+
+
+SCHEMA = pa.schema(
+    [("quantity", pa.string()), ("path", pa.string()), ("layer", pa.string()), ("step", pa.float64()), ("value", pa.float64())]
+)
+
+
+def write_parquet(rows: Sequence[Row], path: Path) -> None:
+    """One file of five columns; `layer` is null but for layers, `value` null where it is undefined. Equal rows give equal bytes."""
+    columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
+    pa.parquet.write_table(pa.table(columns, schema=SCHEMA), path)

@@ -9,6 +9,7 @@ from torch.nn import functional
 from ddcore.data.images import Images, Normaliser
 from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
+from ddcore.ssl.collapse import ADVICE, WORDS, Kind
 from ddcore.task import generator
 
 NEIGHBOURS = 20
@@ -84,18 +85,25 @@ def measure(
     return accuracy, effective_rank(features), features.shape[1]
 
 
-def refuse_collapsed(accuracy: float | None, rank: float, floor: float) -> None:
-    """Raise `DdcoreError` teacher_collapsed if features have hardly any rank, or k-NN accuracy is below `floor` (percent)."""
+def refuse_collapsed(accuracy: float | None, rank: float, floor: float, output: Kind | None = None) -> None:
+    """Raise `DdcoreError` teacher_collapsed if features have hardly any rank, or k-NN accuracy is below `floor` (percent).
+
+    output: how DINO's outputs collapsed, if they did; the error then says so, and its hint is against that.
+    """
     figures = f"effective rank {rank:.2f}" + ("" if accuracy is None else f", k-NN accuracy {accuracy:.1f} %")
+    why = f"; {WORDS[output]}" if output else ""
+    watch = "; the curves `knn`, and for DINO `entropy` and `kl`, show when it began"
     if rank < LEAST_RANK:
         raise DdcoreError(
             "teacher_collapsed",
-            f"the teacher gives nearly the same features for every image ({figures}; at least {LEAST_RANK} is needed)",
-            "lower teacher.lr, raise teacher.warmup_epochs or teacher.batch_size; for DINO also lower teacher_temperature",
+            f"the teacher gives nearly the same features for every image ({figures}; at least {LEAST_RANK} is needed){why}",
+            (ADVICE[output] if output else "lower teacher.lr, raise teacher.warmup_epochs or teacher.batch_size") + watch,
         )
     if accuracy is not None and accuracy < floor:
         raise DdcoreError(
             "teacher_collapsed",
-            f"the teacher is below its floor of {floor:.1f} % k-NN accuracy ({figures})",
-            "train for more epochs, try another lr or weaker augmentation, or lower teacher.min_knn_accuracy",
+            f"the teacher is below its floor of {floor:.1f} % k-NN accuracy ({figures}){why}",
+            ADVICE[output] + watch
+            if output
+            else "train for more epochs, try another lr or weaker augmentation, or lower teacher.min_knn_accuracy",
         )

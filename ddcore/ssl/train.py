@@ -18,6 +18,7 @@ from ddcore.events import Every, Reporter
 from ddcore.networks.backbones import build_backbone, feature_dim
 from ddcore.specs import BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec, TeacherSpec
 from ddcore.ssl.barlow_twins import barlow_twins
+from ddcore.ssl.collapse import ADVICE, WORDS, Kind, collapse_of
 from ddcore.ssl.dino import Dino
 from ddcore.ssl.given import given_teacher
 from ddcore.ssl.gradient_noise import gradient_noise
@@ -35,7 +36,6 @@ CHECKPOINT_SECONDS = 60
 POINTS = 300  # of a curve
 LOOKS = 5  # k-NN accuracies measured on the way, on a sample
 LOOK_IMAGES = 2000
-UNIFORM = 0.98  # of the largest possible entropy
 COMPILER = "inductor"  # torch.compile's own
 
 
@@ -228,21 +228,21 @@ class Run:
         self.step, self.history = int(facts["step"]), facts["history"]
         self.task.reporter.note(f"resumed at step {self.step} of {self.total}")
 
-    def _warn_if_uniform(self) -> None:
-        """DINO's second collapse does not show in the features' rank: all prototypes equally likely, nothing left to learn."""
-        if isinstance(self.spec, DinoSpec) and self.history["entropy"][-1][1] > UNIFORM * math.log(self.spec.out_dim):
-            self.task.reporter.note(
-                "the teacher's output ended nearly uniform over its prototypes, so the student learnt little more;"
-                " lower teacher_temperature or lr, or raise momentum"
-            )
+    def _collapsed(self) -> Kind | None:
+        """How DINO's outputs collapsed, if they did."""
+        if not isinstance(self.spec, DinoSpec):
+            return None
+        return collapse_of(self.history["entropy"][-1][1], self.history["kl"][-1][1], self.spec.out_dim)
 
     def finish(self) -> dict[str, Any]:
         """Measure the teacher, refuse a collapsed one, write the files."""
         module = self.objective.result
         accuracy, rank, width = measure(module, self.data, self.mean, self.std, self.task.reporter)
         (self.task.out / "history.json").write_text(json.dumps(self.history) + "\n")
-        refuse_collapsed(accuracy, rank, self.spec.min_knn_accuracy)
-        self._warn_if_uniform()
+        collapsed = self._collapsed()
+        refuse_collapsed(accuracy, rank, self.spec.min_knn_accuracy, collapsed)
+        if collapsed:
+            self.task.reporter.note(f"{WORDS[collapsed]}, so the student learnt little more; {ADVICE[collapsed]}")
         error = self.recorder.gather(self.task.out)
         last = self.history["loss"][-max(1, len(self.history["loss"]) // 10) :]
         channels, height, image_width = self.data.shape

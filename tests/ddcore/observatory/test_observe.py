@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -67,12 +68,21 @@ def test_the_table_holds_what_the_snapshots_say(observed: dict[str, Path]) -> No
     assert curves["cka_to_last", "teacher"][-1] == pytest.approx(1.0)
 
 
+def test_the_parquet_file_holds_the_same_rows(observed: dict[str, Path]) -> None:
+    rows = json.loads((observed["observe"] / "observations.json").read_text())["rows"]
+    table = pyarrow.parquet.read_table(observed["observe"] / "observations.parquet")
+    assert table.column_names == ["quantity", "path", "layer", "step", "value"]
+    assert table.to_pylist() == [{"layer": None, **row} for row in rows]
+    assert {row["layer"] for row in rows if row["quantity"] == "layer_displacement"} == set(table["layer"].to_pylist()) - {None}
+
+
 def test_the_summary_has_the_headline_numbers_and_the_figures_are_there(observed: dict[str, Path]) -> None:
     folder = observed["observe"]
     summary = json.loads((folder / "step.json").read_text())["summary"]
     assert (summary["ssl"], summary["runs"], summary["snapshots"], summary["experts"]) == ("dino", 2, 4, 2)
     assert 0 < summary["gap"] < summary["distance"] * 2
     assert 0 < summary["ema_residual"] < 1e-4
+    assert summary["collapse"] is None
     assert 0 < summary["noise_to_signal_student"] < 10
     assert 0 < summary["noise_to_signal_experts"] < 10
     assert 0 < summary["expert_gradient_noise"] < 10
@@ -80,7 +90,17 @@ def test_the_summary_has_the_headline_numbers_and_the_figures_are_there(observed
     assert summary["expert_loss"] == pytest.approx(losses[-1], rel=0.2)  # that of an epoch, of weights on their way
     assert 0 < summary["explained_by_plane"] <= 1 + 1e-9
     motion = {"motion", "directions", "layers"}
-    others = {"teacher_trajectories", "expert_trajectories", "losses", "features", "noise", "expert_noise", "gradient_noise", "landscape"}
+    others = {
+        "teacher_trajectories",
+        "expert_trajectories",
+        "losses",
+        "features",
+        "noise",
+        "expert_noise",
+        "gradient_noise",
+        "landscape",
+        "collapse",
+    }
     assert set(summary["figures"]) == motion | {f"expert_{name}" for name in motion} | others
     for name in summary["figures"]:
         assert all((folder / f"{name}.{form}").stat().st_size > 100 for form in ("png", "svg", "json"))
@@ -90,7 +110,7 @@ def test_a_single_run_of_another_kind_has_no_gap_and_no_noise(tmp_path: Path) ->
     teacher = {name: TEACHER[name] for name in ("backbone", "epochs", "warmup_epochs", "snapshots", "augment")}
     folders = run(tmp_path, plan_observe(ObserveSpec(teacher={"ssl": "simclr", **teacher}), facts("digits-train")))
     summary = json.loads((folders["observe"] / "step.json").read_text())["summary"]
-    assert "gradient_noise" not in summary["figures"]
+    assert not {"gradient_noise", "collapse"} & set(summary["figures"])
     assert not {name for name in summary if name == "gap" or name.startswith(("noise", "experts", "ema"))}
     assert summary["distance"] > 0
 

@@ -295,11 +295,26 @@ def test_a_dino_student_learns_what_a_slow_teacher_says(make_task: MakeTask, dat
     assert sum(divergence[-5:]) < 0.6 * sum(divergence[3:8])
 
 
-@pytest.mark.parametrize(("temperature", "warned"), [(10.0, True), (0.04, False)])
-def test_a_uniform_dino_teacher_is_pointed_out(make_task: MakeTask, dataset: Path, temperature: float, warned: bool) -> None:
+SINGLE = {"center_momentum": 0.99999, "teacher_temperature": 0.02, "lr": 0.01, "freeze_last_layer_epochs": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"teacher_temperature": 10.0}, ("uniform", "lower teacher.teacher_temperature")), (SINGLE, ("single", "center_momentum")), ({}, ())],
+    ids=["uniform", "single", "neither"],
+)
+def test_a_collapse_of_dinos_outputs_is_pointed_out(
+    make_task: MakeTask, dataset: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
     events: list[dict[str, Any]] = []
-    train_teacher(make_task("a", params(DINO, teacher_temperature=temperature), Reporter(sink=events.append), dataset=dataset))
-    assert any("uniform" in event.get("text", "") for event in events) is warned
+    spec = {**DINO, "epochs": 12, **changes}
+    train_teacher(make_task("a", params(spec), Reporter(sink=events.append), dataset=dataset))
+    notes = [event["text"] for event in events if event["type"] == "note"]
+    assert len(notes) == (1 if words else 0)
+    assert all(word in notes[0] for word in words)
+    with pytest.raises(DdcoreError, match="floor of 100") as caught:
+        train_teacher(make_task("b", params(spec, min_knn_accuracy=100.0), dataset=dataset))
+    assert all(word in f"{caught.value.detail} {caught.value.hint}" for word in words)
 
 
 def test_without_labels_there_is_no_accuracy(make_task: MakeTask, dataset: Path, tmp_path: Path) -> None:
