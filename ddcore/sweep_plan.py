@@ -7,7 +7,7 @@ from typing import Any
 
 from ddcore.checks import DatasetFacts, check_distill, check_evaluate
 from ddcore.errors import Problem, SpecError
-from ddcore.plan import Measurement, Plan, add_measurement, task_names
+from ddcore.plan import Measurement, Plan, add_measurement, horizon, task_names
 from ddcore.specs import DistillSpec, MeasureSpec, SweepSpec
 
 
@@ -39,11 +39,17 @@ def plan_sweep(spec: SweepSpec, facts: Mapping[str, DatasetFacts]) -> Plan:
         "seeds": list(dict.fromkeys(part.distill.seed for part in parts)),
         "networks": max(1, len(spec.evaluate.networks)),
         "tasks": task_names(spec.evaluate),
+        "budgets": {name: _budget(spec, variant) for name, variant in spec.variants.items()},
     }
     if spec.evaluate.validation is not None:
         params["validation"] = spec.evaluate.validation
     whole.add("ranking", "ranking", params, {"cells": cells, "teachers": teachers}, queue="cpu")
     return whole
+
+
+def _budget(spec: SweepSpec, variant: DistillSpec) -> dict[str, int]:
+    """What an encoder is pre-trained with: images, and steps on them. Variants are compared at equal ones unless they say otherwise."""
+    return {"images": variant.num_images, "steps": spec.evaluate.pretrain.steps or horizon(variant)}
 
 
 def distillations_by_key(spec: SweepSpec, facts: Mapping[str, DatasetFacts]) -> dict[str, DistillSpec]:

@@ -32,6 +32,7 @@ def make_ranking(task: Task) -> dict[str, Any]:
         "variants": params["variants"],
         "seeds": params["seeds"],
         "tasks": params["tasks"],
+        "budgets": params["budgets"],
         **({"validation": params["validation"]} if "validation" in params else {}),
         "headline": headline(scores),
         "table": [row for place, of in scores.items() for row in accuracies(place, of)],
@@ -41,7 +42,15 @@ def make_ranking(task: Task) -> dict[str, Any]:
     }
     draw_ranking(ranking, task.out)
     (task.out / "ranking.md").write_text(ranking_markdown(ranking))
-    return {"headline": {name: value for name, value in ranking["headline"].items() if name != "scores"}}
+    return _summary(ranking["headline"])
+
+
+def _summary(top: dict[str, Any]) -> dict[str, Any]:
+    """A line for each variant; the pairs of all variants are in ranking.json alone."""
+    about = {name: top[name] for name in ("probe", "measure", "order", "reference", "n")}
+    accuracy = {variant: top["accuracy"][variant][OURS] for variant in top["order"]}
+    gains = {variant: top["minus_variants"][variant].get(top["reference"]) for variant in top["order"]}
+    return {"best": top["order"][0], "distillations": top["n"], "headline": about | {"accuracy": accuracy, "minus_reference": gains}}
 
 
 def _read_cells(task: Task) -> list[Record]:

@@ -14,7 +14,7 @@ def ranking_markdown(ranking: dict[str, Any]) -> str:
     each = f"{n} distillations of each variant, each with a teacher of its own" if n > 1 else "one distillation of each variant"
     parts = [
         "# Variants of a distillation, ranked\n",
-        f"{'; '.join(top['places'])}. {top['probe']} probe: {top['measure']}; {each}.\n",
+        f"{'; '.join(top['places'])}. {top['probe']} probe: {top['measure']}; {each}. {_budgets(ranking['budgets'])}\n",
         "Mean ± standard deviation over distillations [95 % interval of the mean]; differences are paired by distillation. Bold: the"
         " interval leaves out zero.\n",
         _order(top),
@@ -30,6 +30,13 @@ def ranking_markdown(ranking: dict[str, Any]) -> str:
         parts += [f"## {task}, {network}\n", _by_fraction(here, top["order"])]
     parts += ["## The teachers' k-NN accuracy in percent\n", _teachers(ranking), _notes(ranking)]
     return "\n".join(parts)
+
+
+def _budgets(budgets: dict[str, dict[str, int]]) -> str:
+    said = {variant: f"{own['images']} images, {own['steps']} steps of pre-training" for variant, own in budgets.items()}
+    if len(set(said.values())) == 1:
+        return f"Every arm: {next(iter(said.values()))}."
+    return f"**Variants have different budgets**: {'; '.join(f'{variant}: {words}' for variant, words in said.items())}."
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

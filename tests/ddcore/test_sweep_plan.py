@@ -51,8 +51,13 @@ def test_each_distillation_and_evaluation_is_what_it_would_be_alone():
             measured = EvaluateSpec(synthetic_set="s", **measure(spec, number).model_dump())
             whole = plan_evaluate(measured, alone, DIGITS["digits-train"], DIGITS)
             assert {step.key for step in whole if step.kind != "report"} <= keys
-    # nothing else is there
-    assert plan.steps["ranking"].params["seeds"] == [0, 1]
+    ranking = plan.steps["ranking"].params
+    assert ranking["seeds"] == [0, 1]
+    assert ranking["budgets"] == {
+        "plain": {"images": 20, "steps": 10},
+        "long": {"images": 20, "steps": 10},
+        "random": {"images": 20, "steps": 80},
+    }
     rebuilt = Plan()
     for step in plan:  # so every input is there before its reader, and has the right name
         rebuilt.add(step.name, step.kind, step.params, step.inputs, step.queue)

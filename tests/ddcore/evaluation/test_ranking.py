@@ -45,7 +45,14 @@ def make_task(root: Path, distillations: int = 3, networks: tuple[str, ...] = ("
             teachers[-1].mkdir()
             (teachers[-1] / "teacher.json").write_text(json.dumps({"ssl": "dino", "knn_accuracy": 90.0 + number}))
     (root / "out").mkdir()
-    given = {"variants": list(SCORES), "seeds": [4, 5, 6][:distillations], "networks": len(networks), "tasks": ["a -> b"]}
+    budgets = {variant: {"images": 20, "steps": 100} for variant in SCORES}
+    given = {
+        "variants": list(SCORES),
+        "seeds": [4, 5, 6][:distillations],
+        "networks": len(networks),
+        "tasks": ["a -> b"],
+        "budgets": budgets,
+    }
     return Task(given | params, {"cells": cells, "teachers": teachers}, root / "out", root / "work", Reporter(), torch.device("cpu"))
 
 
@@ -105,6 +112,7 @@ def test_the_page_and_the_picture_say_what_was_found(tmp_path: Path) -> None:
     assert "| 5 | dino 91.0 |" in page
     assert "Scored on 30 % of the training images" in page
     assert "3 distillations of each variant" in page
+    assert "Every arm: 20 images, 100 steps of pre-training." in page
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in lines)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"ranking.json", "ranking.md", "ranking.png", "ranking.svg"}
@@ -128,3 +136,18 @@ def test_a_difference_whose_interval_leaves_out_zero_is_bold(tmp_path: Path, mon
     monkeypatch.setitem(SCORES["plain"], "k_means", [50.0, 52.1, 57.0])
     page = ranked(make_task(tmp_path))[1]
     assert "**+10.0 ± 0.1 [+9.8, +10.1]**" in page
+
+
+def test_variants_that_differ_in_budget_are_not_compared_in_silence(tmp_path: Path) -> None:
+    budgets = {"plain": {"images": 20, "steps": 100}, "better": {"images": 30, "steps": 100}}
+    page = ranked(make_task(tmp_path, budgets=budgets))[1]
+    assert "**Variants have different budgets**: plain: 20 images, 100 steps of pre-training; better: 30 images" in page
+
+
+def test_the_summary_is_one_line_for_each_variant(tmp_path: Path) -> None:
+    summary = make_ranking(make_task(tmp_path))
+    assert (summary["best"], summary["distillations"]) == ("better", 3)
+    top = summary["headline"]
+    assert top["accuracy"]["plain"]["mean"] == pytest.approx(63.0)
+    assert top["minus_reference"]["better"]["mean"] == pytest.approx(3.0)
+    assert top["minus_reference"]["plain"] is None
