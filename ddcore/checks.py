@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ddcore.errors import Problem
-from ddcore.networks.names import check_backbone, check_local_crops, check_patches
+from ddcore.networks.names import check_backbone, check_local_crops, check_masked_patches, check_patches
 from ddcore.networks.student_sizes import check_halvings, check_student
 from ddcore.specs import DinoSpec, DinoTMSpec, DistillSpec, GivenTeacherSpec, MeasureSpec, ObserveSpec
 
@@ -77,6 +77,7 @@ def check_distill(spec: DistillSpec, facts: DatasetFacts) -> list[Problem]:
     problems += check_backbone(spec.teacher)
     problems += check_patches(spec.teacher.backbone, height, width)
     problems += check_local_crops(spec.teacher, height, width)
+    problems += check_masked_patches(spec.teacher)
     if spec.teacher.backbone.name == "convnet":
         problems += check_halvings(("teacher", "backbone", "depth"), spec.teacher.backbone.depth, height, width)
     problems += _check_path(spec)
@@ -94,9 +95,13 @@ def _check_path(spec: DistillSpec) -> list[Problem]:
     method, teacher, ssl = spec.method, spec.teacher, spec.teacher.ssl
     if not isinstance(method, DinoTMSpec):
         return []
-    if method.path in ("teacher", "student") and isinstance(teacher, DinoSpec) and teacher.local_crop_size is not None:
-        said = "the student network is trained by this recipe, and reads images of one size"
-        return [Problem(("teacher", "local_crop_size"), said, teacher.local_crop_size, "leave it out, and local crops have full size")]
+    if method.path in ("teacher", "student") and isinstance(teacher, DinoSpec):  # the student network is trained by this recipe
+        if teacher.local_crop_size is not None:
+            said, allowed = "the student network, which this recipe trains, reads images of one size", "leave it out: crops have full size"
+            return [Problem(("teacher", "local_crop_size"), said, teacher.local_crop_size, allowed)]
+        if teacher.masked_patches:
+            said = "the student network, which this recipe trains, has no patches that could be hidden from it"
+            return [Problem(("teacher", "masked_patches"), said, teacher.masked_patches, "0")]
     if ssl == "dino" or (method.path == "student" and ssl != "given"):
         epochs = method.max_start_epoch + method.expert_epochs
         if method.path in ("teacher", "student") and not isinstance(teacher, GivenTeacherSpec) and teacher.epochs < epochs:

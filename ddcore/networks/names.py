@@ -57,6 +57,14 @@ def check_patches(backbone: BackboneSpec, height: int, width: int) -> list[Probl
     return [Problem(("teacher", "backbone", "name"), message, given, allowed)]
 
 
+def check_masked_patches(teacher: TeacherSpec) -> list[Problem]:
+    """What is wrong with hiding patches from this teacher's backbone; empty if nothing, or if none are hidden."""
+    if not isinstance(teacher, DinoSpec) or not teacher.masked_patches or teacher.backbone.name == "vit_tiny_patch4":
+        return []
+    said = f"{teacher.backbone.name} has no patches that could be hidden from it here"
+    return [Problem(("teacher", "masked_patches"), said, teacher.masked_patches, "0, or teacher.backbone.name vit_tiny_patch4")]
+
+
 def check_local_crops(teacher: TeacherSpec, height: int, width: int) -> list[Problem]:
     """What is wrong with the size of DINO's local views of such images; empty if nothing, or if they have full size."""
     if not isinstance(teacher, DinoSpec) or teacher.local_crop_size is None:

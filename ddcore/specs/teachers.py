@@ -111,6 +111,12 @@ class DinoSpec(_Teacher):
         0.0,
         description="weight of the KoLeo regulariser (DINOv2, 2304.07193: 0.1), which spreads the student's features of the global views",
     )
+    masked_patches: NonNegative = Field(
+        0.0,
+        description="weight of the masked-patch loss (iBOT, 2111.07832; in DINOv2, 1): from half of the global views the student does not"
+        " see some patches, and says what the teacher makes of them; with backbone vit_tiny_patch4 only",
+    )
+    mask_ratio: Scale = Field((0.1, 0.5), description="share of a view's patches that are hidden; read with masked_patches only")
     local_crops: int = Field(0, ge=0, le=16, description="views of small parts, seen by the student only (multi-crop)")
     local_crop_scale: Scale = (0.05, 0.4)
     local_crop_size: int | None = Field(

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ddcore.specs import DinoSpec
 from ddcore.ssl.identity import EmaIdentity
 from ddcore.ssl.koleo import koleo_loss
+from ddcore.ssl.masked import Masks, MaskToken, encode, masked_loss
 from ddcore.ssl.objective import full_precision
 
 MAX_NORM = 3.0  # the paper's gradient clipping
@@ -116,9 +117,11 @@ class Dino:
         self.modules: dict[str, nn.Module] = {"backbone": backbone, "head": head}
         self.modules["teacher_backbone"] = copy.deepcopy(backbone).requires_grad_(False)
         self.modules["teacher_head"] = copy.deepcopy(head).requires_grad_(False)
-        self.buffers: dict[str, torch.Tensor] = {}
-        if spec.centering == "ema":
-            self.buffers["center"] = torch.zeros(spec.out_dim, device=next(backbone.parameters()).device)
+        if spec.masked_patches:
+            self.modules["mask"] = MaskToken(feature_dim)
+        centers = ("center", "patch_center") if spec.masked_patches else ("center",)
+        device = next(backbone.parameters()).device
+        self.buffers = {name: torch.zeros(spec.out_dim, device=device) for name in centers if spec.centering == "ema"}
         self._spec = spec
         # One for each: the head's prototypes are long, and would hide what happens to the backbone.
         self._identities = [EmaIdentity(self.modules[f"teacher_{name}"], self.modules[name], random) for name in ("backbone", "head")]
@@ -132,34 +135,54 @@ class Dino:
         return self.modules["teacher_backbone"]
 
     def learning(self) -> list[nn.Module]:
-        return [self.modules["backbone"], self.modules["head"]]
+        return [module for name, module in self.modules.items() if not name.startswith("teacher_")]
 
-    def loss(self, views: list[torch.Tensor], epoch: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(
+        self, views: list[torch.Tensor], epoch: float, hidden: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Global views go through the student in one batch, local ones in another, as in the paper's multi-crop.
 
-        To equation 3 is added `koleo` times the sum of the regulariser over the two global views, each by itself, as in DINOv2.
+        To equation 3 are added `koleo` times the sum of the regulariser over the two global views, each by itself, as in DINOv2, and
+        `masked_patches` times iBOT's loss of the `hidden` patches (see `ddcore.ssl.masked`), through the same head. The student then
+        sees the global views without these patches in all three, the teacher sees them whole.
         """
-        globals_ = torch.cat(views[:2])
-        features = self.modules["backbone"](globals_)
+        globals_, masks = torch.cat(views[:2]), None if hidden is None else Masks.of(hidden, views[0].device)
+        features, patches = self._encode("backbone", globals_, masks)
         student = list(self.modules["head"](features).chunk(2))
         if len(views) > 2:
             student += self.modules["head"](self.modules["backbone"](torch.cat(views[2:]))).chunk(len(views) - 2)
         with torch.no_grad():
-            teacher = self.modules["teacher_head"](self.modules["teacher_backbone"](globals_)).chunk(2)
-        loss, entropy = dino_loss(student, self._targets(teacher, epoch), self._spec.student_temperature)
+            seen, whole = self._encode("teacher_backbone", globals_, masks)
+            teacher = self.modules["teacher_head"](seen).chunk(2)
+        loss, entropy = dino_loss(student, self._targets(teacher, epoch, "center"), self._spec.student_temperature)
         figures = {"entropy": entropy, "kl": loss.detach() - entropy}
         if self._spec.koleo:
             spread = torch.stack([koleo_loss(view) for view in features.chunk(2)]).sum()
             loss = loss + self._spec.koleo * spread
             figures["koleo"] = spread.detach()
+        if masks is not None:
+            with torch.no_grad():
+                (log_targets,) = self._targets([self.modules["teacher_head"](whole[masks.places])], epoch, "patch_center")
+            masked = masked_loss(self.modules["head"](patches[masks.places]), log_targets, masks, self._spec.student_temperature)
+            loss = loss + self._spec.masked_patches * masked
+            figures["masked_loss"] = masked.detach()
         return loss, figures
 
-    def _targets(self, teacher: Sequence[torch.Tensor], epoch: float) -> list[torch.Tensor]:
+    def _encode(self, name: str, images: torch.Tensor, masks: Masks | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [b, d], and with masks those of all patches [b * n, d], of which the teacher's are hidden from it in no case."""
+        if masks is None:
+            features: torch.Tensor = self.modules[name](images)
+            return features, features.new_empty(0)
+        own = (masks.hidden, self.modules["mask"].get_parameter("token")) if name == "backbone" else ()
+        features, patches = encode(self.modules[name], images, *own)
+        return features, patches.flatten(0, 1)
+
+    def _targets(self, teacher: Sequence[torch.Tensor], epoch: float, center: str) -> list[torch.Tensor]:
         temperature = teacher_temperature_at(epoch, self._spec)
         if self._spec.centering == "sinkhorn":
             return sinkhorn(teacher, temperature)
-        targets = centred(teacher, self.buffers["center"], temperature)
-        update_center(self.buffers["center"], teacher, self._spec.center_momentum)
+        targets = centred(teacher, self.buffers[center], temperature)
+        update_center(self.buffers[center], teacher, self._spec.center_momentum)
         return targets
 
     def before_update(self, epoch: int) -> None:

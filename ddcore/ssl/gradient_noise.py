@@ -11,11 +11,11 @@ from ddcore.ssl.objective import Objective
 
 
 def gradient_noise(
-    objective: Objective, views: Callable[[int], list[Tensor]], batches: int, epoch: float, amp: torch.autocast
+    objective: Objective, batch: Callable[[int], tuple[list[Tensor], Tensor | None]], batches: int, epoch: float, amp: torch.autocast
 ) -> float | None:
     """sqrt(total variance) / |mean| of the loss's gradient in the backbone's parameters, over `batches` batches (see `Scatter`).
 
-    views: the normalised views of batch b, as the objective's loss reads them; epoch: as there. Of one batch's gradient: that of a
+    batch: views and hidden patches of batch b, as the objective's loss reads them; epoch: as there. Of one batch's gradient: that of a
     larger batch scatters less. None if the gradients share no direction that so few could show.
 
     All is done on a copy of the objective, whose loose state (DINO's centre) is put back before each batch: networks, running
@@ -28,8 +28,9 @@ def gradient_noise(
     for number in range(batches):
         for name, buffer in mirror.buffers.items():
             buffer.copy_(objective.buffers[name])
+        views, hidden = batch(number)
         with amp:
-            loss, _ = mirror.loss(views(number), epoch)
+            loss, _ = mirror.loss(views, epoch, hidden)
         found = torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True)
         scatter.add(torch.cat([gradient.float().flatten() for gradient in found]))
     return scatter.ratio()

@@ -30,8 +30,13 @@ class Objective(Protocol):
     def learning(self) -> list[nn.Module]:
         """Modules whose parameters the optimiser holds."""
 
-    def loss(self, views: list[torch.Tensor], epoch: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of normalised views [b, c, h, w] each, and figures worth a curve."""
+    def loss(
+        self, views: list[torch.Tensor], epoch: float, hidden: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of normalised views [b, c, h, w] each, and figures worth a curve.
+
+        hidden: bool [2b, patches] on the CPU, the patches of the global views that a masked-patch loss hides; read by DINO alone.
+        """
 
     def before_update(self, epoch: int) -> None:
         """Called between the backward pass and the optimiser's step."""
@@ -75,7 +80,9 @@ class Siamese:
     def learning(self) -> list[nn.Module]:
         return list(self.modules.values())
 
-    def loss(self, views: list[torch.Tensor], epoch: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(
+        self, views: list[torch.Tensor], epoch: float, hidden: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         first, second = self.modules["head"](self.backbone(torch.cat(views))).chunk(2)
         with full_precision(first):
             return self._compare(first.float(), second.float()), {}

@@ -23,6 +23,7 @@ from ddcore.ssl.dino import Dino
 from ddcore.ssl.given import given_teacher
 from ddcore.ssl.gradient_noise import gradient_noise
 from ddcore.ssl.identity import refuse_broken
+from ddcore.ssl.masked import draw_hidden
 from ddcore.ssl.measure import extract_features, knn_accuracy, measure, refuse_collapsed
 from ddcore.ssl.objective import Objective
 from ddcore.ssl.simclr import simclr
@@ -121,9 +122,9 @@ class Run:
         rows = self.order[place * self.batch_size : (place + 1) * self.batch_size]
         for module in self.objective.modules.values():
             module.train()
-        views = self._views(self.data.images.index_select(0, rows))
+        views, hidden = self._views(self.data.images.index_select(0, rows))
         with self.amp:
-            loss, figures = self.objective.loss(views, self.step / self.epoch_steps)
+            loss, figures = self.objective.loss(views, self.step / self.epoch_steps, hidden)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.objective.before_update(epoch)
@@ -143,14 +144,16 @@ class Run:
     def _at(self, points: int) -> bool:
         return self.step % max(1, self.total // points) == 0 and self.step > 0
 
-    def _views(self, batch: torch.Tensor, own: torch.Generator | None = None) -> list[torch.Tensor]:
-        """Two global views at the images' size, then local ones. own: not the step's draws."""
-        draw, spec = own or generator(self.seed, *self.stream, "views", self.step), self.spec
+    def _views(self, batch: torch.Tensor, own: torch.Generator | None = None) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Two global views at the images' size, then local ones; and the patches hidden in the former. own: not the step's draws."""
+        draw, spec, hidden = own or generator(self.seed, *self.stream, "views", self.step), self.spec, None
         views = [random_views(batch, spec.augment, draw) for _ in range(2)]
         if isinstance(spec, DinoSpec):
-            small = spec.local_view(*batch.shape[2:])
+            height, width = batch.shape[2:]
+            small = spec.local_view(height, width)
             views += [random_views(batch, spec.augment, draw, spec.local_crop_scale, small) for _ in range(spec.local_crops)]
-        return [self.normaliser(view).to(memory_format=torch.channels_last) for view in views]
+            hidden = draw_hidden(spec.mask_ratio, len(batch), height, width, draw) if spec.masked_patches else None
+        return [self.normaliser(view).to(memory_format=torch.channels_last) for view in views], hidden
 
     def _compare_gradients(self) -> float:
         """At step 0, at every look and at the end: how far the gradients of batches drawn for this alone scatter. Returns the seconds."""
@@ -161,12 +164,12 @@ class Run:
             return 0.0
         draw = generator(self.seed, *self.stream, "gradient noise", self.step)
 
-        def views(number: int) -> list[torch.Tensor]:
+        def batch(number: int) -> tuple[list[torch.Tensor], torch.Tensor | None]:
             self.task.reporter.progress(self.step, self.total, "steps", f"gradient {number + 1} of {batches}")
             rows = torch.randperm(len(self.data), generator=draw)[: self.batch_size]
             return self._views(self.data.images.index_select(0, send(rows, self.task.device)), draw)
 
-        ratio = gradient_noise(self.objective, views, batches, self.step / self.epoch_steps, self.amp)
+        ratio = gradient_noise(self.objective, batch, batches, self.step / self.epoch_steps, self.amp)
         if ratio is None:
             self.task.reporter.note(f"step {self.step}: the gradients of {batches} batches share no direction; take more gradient_batches")
         else:

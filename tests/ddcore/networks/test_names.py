@@ -105,11 +105,31 @@ def test_small_local_crops_are_refused_where_they_cannot_be_read_before_any_work
 
 
 @pytest.mark.parametrize("path", ["teacher", "student"])
-def test_a_student_network_that_is_trained_by_the_recipe_reads_one_size(path: str) -> None:
-    body = {"dataset": "upload", "teacher": {"ssl": "dino", "local_crop_size": 16}, "method": {"name": "dino_tm", "path": path}}
+@pytest.mark.parametrize(
+    ("field", "value", "said"), [("local_crop_size", 16, "reads images of one size"), ("masked_patches", 1.0, "no patches")]
+)
+def test_a_student_network_that_is_trained_by_the_recipe_has_neither_sizes_nor_patches(
+    path: str, field: str, value: float, said: str
+) -> None:
+    teacher = {"ssl": "dino", "backbone": {"name": "vit_tiny_patch4"}, field: value}
     upload = DatasetFacts("upload", {"archive": "0" * 64}, 5000, (3, 32, 32), None)
-    with pytest.raises(SpecError, match="reads images of one size"):
-        plan_distill(DistillSpec.model_validate(body), upload)
+    plan_distill(DistillSpec.model_validate({"dataset": "upload", "teacher": teacher}), upload)
+    with pytest.raises(SpecError, match=said) as caught:
+        plan_distill(
+            DistillSpec.model_validate({"dataset": "upload", "teacher": teacher, "method": {"name": "dino_tm", "path": path}}), upload
+        )
+    assert [one.loc for one in caught.value.problems] == [("teacher", field)]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnet", "vit_tiny_patch16_224"])
+def test_patches_are_hidden_from_the_small_vit_only(name: str) -> None:
+    upload = DatasetFacts("upload", {"archive": "0" * 64}, 5000, (3, 32, 32), None)
+    spec = {"dataset": "upload", "teacher": {"ssl": "dino", "backbone": {"name": name}, "masked_patches": 0.5}}
+    with pytest.raises(SpecError, match=f"{name} has no patches") as caught:
+        plan_distill(DistillSpec.model_validate(spec), upload)
+    (problem,) = caught.value.problems
+    assert (problem.loc, problem.given) == (("teacher", "masked_patches"), 0.5)
+    assert "vit_tiny_patch4" in problem.allowed
 
 
 def _teacher(source: str | None, name: str) -> TeacherSpec:

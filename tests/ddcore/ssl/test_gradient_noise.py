@@ -87,7 +87,7 @@ def test_it_is_the_scatter_of_each_batchs_own_gradient(dataset: Path, centred: b
     batches = [[images[16 * b : 16 * b + 16], images[16 * b : 16 * b + 16].flip(3)] for b in range(6)]
     before = copy.deepcopy(objective)
     off = torch.autocast("cpu", enabled=False)
-    found = gradient_noise(objective, lambda number: batches[number], 6, 0.0, off)
+    found = gradient_noise(objective, lambda number: (batches[number], None), 6, 0.0, off)
     for name, module in objective.modules.items():
         for key, tensor in module.state_dict().items():
             assert torch.equal(tensor, before.modules[name].state_dict()[key]), key
