@@ -119,7 +119,7 @@ def horizon(spec: DistillSpec) -> int:
     method = spec.method
     if not isinstance(method, MatchingSpec):
         return SUBSET_HORIZON
-    return math.ceil(method.inner_steps * (method.max_start_epoch + method.expert_epochs) / method.expert_epochs)
+    return method.horizon
 
 
 def _teacher_and_targets(plan: Plan, spec: DistillSpec, facts: DatasetFacts) -> tuple[str, str]:

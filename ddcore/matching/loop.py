@@ -16,6 +16,7 @@ from ddcore.experts.sgd import Regression
 from ddcore.matching.adjoint import Inner, Memory, batches_of, pull_back, run_inner
 from ddcore.matching.cores import Core
 from ddcore.matching.graphs import Replayed
+from ddcore.matching.looks import Looks
 from ddcore.matching.memory import free_bytes, measure, plan_memory
 from ddcore.matching.outer import OuterLoss
 from ddcore.matching.windows import Window, Windows, inner_decay
@@ -47,6 +48,8 @@ class State:
     iteration: int = 0
     history: dict[str, list[list[float]]] = field(default_factory=dict)  # curves: [iteration, value]
     recent: list[torch.Tensor] = field(default_factory=list)  # the loss and its terms since the last point of the curves
+    best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # images, targets and rate that taught best, if looked for
+    least: float = math.inf  # error of what they taught
 
     @staticmethod
     def begin(spec: MatchingSpec, images: torch.Tensor, targets: torch.Tensor, rate: torch.Tensor, random: torch.Generator) -> "State":
@@ -65,12 +68,13 @@ class State:
 
 
 def match(
-    loss: OuterLoss, windows: Windows, spec: MatchingSpec, state: State, work: Path, reporter: Reporter
+    loss: OuterLoss, windows: Windows, spec: MatchingSpec, state: State, work: Path, reporter: Reporter, looks: Looks | None = None
 ) -> dict[str, list[list[float]]]:
     """Run `spec.iterations` outer steps on `state` in place; returns the curves `matching_loss`, `learned_lr` and, if any, the terms'.
 
     One iteration (MKDT, 2410.02116, algorithm 1): draw a window of an expert's path, train from its start for `inner_steps` on the
     synthetic set, compare the end with the window's goal, and step along the exact gradient.
+    With `looks`, the state's `best` set is kept beside the last, from the first look on, before any step.
     Raises `DdcoreError` out_of_memory before the first iteration where no plan fits, diverged, and `Stopped` after writing a checkpoint.
     """
     core = loss.core
@@ -83,6 +87,9 @@ def match(
     saved = Every(CHECKPOINT_SECONDS)
     # A point of the curve waits for the device.
     stride = max(LOOK_EVERY if state.images.is_cuda else 1, spec.iterations // CURVE_POINTS)
+    look_at = look_iterations(spec)
+    if state.iteration == 0:
+        _look(state, looks, reporter)
     while state.iteration < spec.iterations:
         try:
             reporter.progress(state.iteration, spec.iterations, "iterations", "matching trajectories")
@@ -95,10 +102,29 @@ def match(
             _record(state, loss.names, reporter)
         if state.iteration % LOOK_EVERY == 0 or state.iteration == spec.iterations:
             _check(state, spec, core.network, first_rate)
+        if state.iteration in look_at:
+            _look(state, looks, reporter)
         if saved.due():
             _save(work, state, core.name)
     reporter.progress(spec.iterations, spec.iterations, "iterations", "matching trajectories")
     return state.history
+
+
+def look_iterations(spec: MatchingSpec) -> set[int]:
+    """After which iterations a set is looked at: evenly spaced, the last among them."""
+    count = spec.looks if isinstance(spec, ImprovedSpec) else 0
+    return {round(spec.iterations * look / count) for look in range(1, count + 1)}
+
+
+def _look(state: State, looks: Looks | None, reporter: Reporter) -> None:
+    if looks is None:
+        return
+    error = looks.error(state.images, state.targets, state.rate)
+    if math.isfinite(error):
+        state.history.setdefault("real_error", []).append([state.iteration, error])
+        reporter.metric("real_error", state.iteration, error)
+    if error < state.least or state.best is None:
+        state.least, state.best = error, (state.images.clone(), state.targets.clone(), state.rate.clone())
 
 
 def _plan(core: Core, windows: Windows, spec: MatchingSpec, state: State, views: Views | None) -> Memory:
@@ -192,6 +218,10 @@ def _step(state: State, spec: MatchingSpec, found: Sequence[torch.Tensor], loss:
         used = used & ~beyond
     for tensor, gradient in zip((state.images, state.targets, state.rate), found, strict=True):
         tensor.grad = torch.where(used, gradient, torch.zeros_like(gradient))
+    if isinstance(spec, ImprovedSpec) and spec.schedule == "cosine":
+        part = (1 + math.cos(math.pi * state.iteration / spec.iterations)) / 2
+        for group, size in zip(state.optimiser.param_groups, (spec.lr_images, spec.lr_targets, spec.lr_rate), strict=True):
+            group["lr"] = size * part
     state.optimiser.step()
 
 
@@ -245,7 +275,10 @@ def _save(work: Path, state: State, core: str) -> None:
     tensors["recent"] = torch.stack(state.recent) if state.recent else torch.zeros(0)
     for index, slots in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in slots.items() if value is not None}
-    write_checkpoint(work, tensors, {"iteration": state.iteration, "history": state.history, "core": core})
+    if state.best is not None:
+        tensors |= dict(zip(("best.images", "best.targets", "best.rate"), state.best, strict=True))
+    facts = {"iteration": state.iteration, "history": state.history, "core": core}
+    write_checkpoint(work, tensors, facts | ({"least": state.least} if math.isfinite(state.least) else {}))
 
 
 def _resume(work: Path, state: State, core: str, reporter: Reporter) -> None:
@@ -258,6 +291,9 @@ def _resume(work: Path, state: State, core: str, reporter: Reporter) -> None:
     for name in ("images", "targets", "rate", "skipped"):
         getattr(state, name).copy_(tensors.pop(name))
     state.random.set_state(tensors.pop("random"))
+    if "best.images" in tensors:
+        images, targets, rate = (tensors.pop(f"best.{name}").to(state.images.device) for name in ("images", "targets", "rate"))
+        state.best, state.least = (images, targets, rate), facts.get("least", math.inf)
     state.recent = list(tensors.pop("recent").to(state.images.device))
     slots: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():

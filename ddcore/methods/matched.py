@@ -10,6 +10,7 @@ from ddcore.experts.sgd import Regression
 from ddcore.experts.store import Trajectories
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import core_of
+from ddcore.matching.looks import Looks
 from ddcore.matching.loop import State, match
 from ddcore.matching.memory import free_bytes
 from ddcore.matching.outer import OuterLoss
@@ -42,21 +43,22 @@ def match_paths(task: Task, material: Material, spec: MatchingSpec) -> Synthetic
     experts = Trajectories(task.inputs["experts"], task.device, int(RESIDENT * free_bytes(task.device)))
     with threads_for(network, min(spec.batch_size, len(begun.images))):
         core = _core(network, experts, spec, state, task)
-        real = _real(core, material, task.device) if isinstance(spec, ImprovedSpec) and spec.functional else None
+        real = _real(core, material, task.device) if isinstance(spec, ImprovedSpec) and (spec.functional or spec.looks) else None
         windows = Windows(experts, spec, _pace(spec, task, len(material.images)))
-        curves = match(OuterLoss(core, spec, real), windows, spec, state, task.work, task.reporter)
+        curves = match(OuterLoss(core, spec, real), windows, spec, state, task.work, task.reporter, _looks(core, spec, real, task))
     (task.out / "history.json").write_text(json.dumps(curves))
     skipped, beyond = (int(count) for count in state.skipped)
     if skipped:
         task.reporter.note(f"{skipped} of {spec.iterations} windows were skipped: their loss or gradient was not finite")
     if beyond:
         task.reporter.note(f"{beyond} of {spec.iterations} windows ended beyond the threshold and taught nothing")
+    images, targets, rate = state.best or (state.images, state.targets, state.rate)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (material.mean, material.std))
     return material.as_set(
         task,
-        state.images.cpu() * std + mean,
-        state.targets.cpu(),
-        state.rate.cpu(),
+        images.cpu() * std + mean,
+        targets.cpu(),
+        rate.cpu(),
         begun.indices,
         student=task.params["student"],
         skipped_windows=skipped,
@@ -74,6 +76,12 @@ def _pace(spec: MatchingSpec, task: Task, images: int) -> Pace | None:
 def _real(core: Core, material: Material, device: torch.device) -> Regression:
     data = Images(material.images, None, ())
     return Regression.of(data, material.targets, Normaliser.of(material.mean, material.std, device), core, None)
+
+
+def _looks(core: Core, spec: MatchingSpec, real: Regression | None, task: Task) -> Looks | None:
+    if real is None or not isinstance(spec, ImprovedSpec) or not spec.looks:
+        return None
+    return Looks.of(core, real, task.params["seed"], spec.horizon, spec.batch_size, spec.inner_momentum)
 
 
 def _core(network: FlatNetwork, experts: Trajectories, spec: MatchingSpec, state: State, task: Task) -> Core:

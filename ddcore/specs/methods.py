@@ -1,5 +1,6 @@
 """Methods: how a synthetic set is made."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -38,6 +39,11 @@ class MatchingSpec(Spec):
         " found to point where those of float32 do (cosine 0.99)",
     )
 
+    @property
+    def horizon(self) -> int:
+        """SGD steps of pre-training that the windows cover: laid end to end up to the last matched epoch."""
+        return math.ceil(self.inner_steps * (self.max_start_epoch + self.expert_epochs) / self.expert_epochs)
+
 
 class MKDTSpec(MatchingSpec):
     """Matching knowledge-distillation trajectories (MKDT, 2410.02116, algorithm 1)."""
@@ -70,6 +76,14 @@ class ImprovedSpec(MatchingSpec):
         0.0, ge=0.0, le=1.0,
         description="part of the windows that begin where training on the set itself leads from the expert's first snapshot, as it will"
         " after distillation, and not on the expert's path, from which that training drifts away",
+    )  # fmt: skip
+    schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="of the outer step sizes: constant, or a half cosine to zero, so that the set ends where its windows agree"
+    )
+    looks: int = Field(
+        0, ge=0, le=1000,
+        description="how often, evenly spaced, networks are trained on the set as it will be used, and compared with the teacher on real"
+        " images; the set that taught them best is kept. No label is read. 0: never, and the last set is kept",
     )  # fmt: skip
     growing: float = Field(0.0, ge=0.0, le=1.0, description="part of the iterations over which the latest start grows to its maximum")
     threshold: Positive | None = Field(
