@@ -50,6 +50,27 @@ def principal_plane(gram: Tensor, starts: Tensor, ends: Tensor, components: int 
     return Plane(coordinates * torch.where(forward < 0, -1.0, 1.0), explained)
 
 
+def projected_plane(gram: Tensor, fitted: Tensor, starts: Tensor, ends: Tensor, components: int = 2) -> Plane:
+    """`principal_plane` of the rows `fitted` (int64) alone, with all rows of gram projected on it; explained is of the fitted rows.
+
+    Row x about the fitted mean has the coordinate <x, e_k> with e_k = sum_i U_ik row_i / sqrt(s_k): again inner products alone.
+    """
+    count = len(gram)
+    centre = torch.eye(count, dtype=gram.dtype)
+    centre[:, fitted] -= 1 / len(fitted)
+    inner = centre @ gram @ centre.T
+    values, vectors = torch.linalg.eigh(inner[fitted][:, fitted])
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    kept = min(components, len(fitted))
+    coordinates, explained = torch.zeros(count, components, dtype=gram.dtype), torch.zeros(components, dtype=gram.dtype)
+    lengths = values[:kept].sqrt()
+    scaled = torch.where(lengths > 1e-9 * lengths[0], vectors[:, :kept] / lengths.clamp_min(1e-300), 0.0)  # no direction beyond the rank
+    coordinates[:, :kept] = inner[:, fitted] @ scaled
+    explained[:kept] = values[:kept] / values.sum().clamp_min(1e-300)
+    forward = coordinates[ends].mean(0) - coordinates[starts].mean(0)
+    return Plane(coordinates * torch.where(forward < 0, -1.0, 1.0), explained)
+
+
 def displacement_gram(gram: Tensor, origins: Tensor) -> Tensor:
     """Inner products of rows minus their own origins: row i becomes row i - row origins[i]; origins int64 [n]."""
     moved = gram - gram[origins]

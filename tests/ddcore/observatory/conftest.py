@@ -16,7 +16,9 @@ from ddcore.observatory.figures import draw_figures
 from ddcore.synthetic import SyntheticSet
 from ddcore.task import Task
 
-PARAMETERS = 300
+STUDENT = {"width": 4, "depth": 1}
+PARAMETERS = 4 * 9 + 4 + 8 + 4 * 64 + 4  # of that student on 8x8 grey images, with targets of 4 dimensions
+INNER = {"inner_steps": 6, "expert_epochs": 2, "max_start_epoch": 1, "batch_size": 20, "inner_momentum": 0.5}
 
 
 def write_experts(folder: Path, count: int, snapshots: int, seed: int) -> torch.Tensor:
@@ -65,7 +67,7 @@ def write_set(folder: Path, real: Images, matched: bool) -> SyntheticSet:
         (folder / "history.json").write_text(json.dumps({"matching_loss": curve, "learned_lr": curve}))
     else:
         folder.mkdir(parents=True)
-    info = {"method": {"name": "mkdt" if matched else "random"}, "mean": [0.3], "std": [0.3]}
+    info = {"method": {"name": "mkdt", **INNER} if matched else {"name": "random"}, "mean": [0.3], "std": [0.3]}
     made = SyntheticSet(images, torch.randn(50, 4, generator=draw), torch.tensor(0.1), indices, info)
     made.save(folder / "synthetic.safetensors")
     return made
@@ -91,9 +93,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Task]:
         write_set(root / "set", real, matched)
         for folder in ("out", "work", "targets"):
             (root / folder).mkdir()
+        save_file({"targets": torch.randn(120, 4, generator=draw)}, root / "targets" / "targets.safetensors")
         inputs = {role: [root / role] for role in ("dataset", "teacher", "targets", "set")}
         inputs["experts"] = [root / f"experts-{number}" for number in range(len(shards))]
-        return Task({"student": {}}, inputs, root / "out", root / "work", Reporter(), torch.device("cpu"))
+        return Task({"student": STUDENT}, inputs, root / "out", root / "work", Reporter(), torch.device("cpu"))
 
     return make
 
