@@ -198,3 +198,11 @@ def test_the_path_of_experts_that_are_not_asked_for_is_not_read():
     assert check_observe(observation(path="teacher", experts=0, epochs=50), DIGITS) == []
     (problem,) = check_observe(observation(path="teacher", epochs=50), DIGITS)
     assert (problem.loc, problem.given, problem.allowed) == (("teacher", "epochs"), 2, "50 or more, or fewer epochs")
+
+
+@pytest.mark.parametrize(("field", "value"), [("local_crop_size", 4), ("masked_patches", 1.0)])
+def test_a_recipe_that_the_student_network_cannot_be_trained_by_is_refused_for_own_paths_alone(field, value):
+    teacher = LONG | {"backbone": {"name": "vit_tiny_patch4"}, field: value}
+    refused = {path: [one.loc for one in check_distill(spec_of(path=path, teacher=teacher), DIGITS)] for path in ("teacher", "student")}
+    assert refused == {path: [("teacher", field)] for path in refused}
+    assert check_distill(spec_of(path="staged", teacher=teacher), DIGITS) == []

@@ -56,19 +56,31 @@ def go(tmp_path):
     return World()
 
 
-@pytest.mark.parametrize("core", CORES)
-def test_iterations_with_all_terms_are_what_their_equations_say(go, core):
+def run_up(go, images, targets, rate, window, random):
+    """Plain steps with momentum on the set as it is, without views and without a graph."""
+    theta, velocity = window.start, torch.zeros_like(window.start)
+    for batch in batches_of(SET, 4, window.run_up, random):
+        theta = theta.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(inner_loss(go.network, theta, images[batch].detach(), targets[batch].detach()), theta)
+        velocity = 0.8 * velocity + gradient
+        theta = theta - go.network.spread(rate.detach()) * velocity
+    return theta.detach()
+
+
+@pytest.mark.parametrize(("core", "own_starts"), [("generic", 0.0), ("explicit", 0.0), ("explicit", 1.0)])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_iterations_with_all_terms_are_what_their_equations_say(go, core, own_starts, schedule):
     """Three of them by hand: draw a window, batches, views and real images; unroll with every graph kept; differentiate once; step."""
-    spec = spec_of(iterations=3, rates="per_layer", augment=VIEWS, growing=0.5)
+    spec = spec_of(iterations=3, rates="per_layer", augment=VIEWS, growing=0.5, own_starts=own_starts, schedule=schedule)
     state, random = go.begin(spec), generator(3, "matching")
     images, targets, rate = (tensor.clone().requires_grad_(True) for tensor in (state.images, state.targets, state.rate))
     views, windows, decay, curves = Views(VIEWS, STEPS, state.images), Windows(go.experts, spec), inner_decay(spec), []
     for iteration in range(3):
         window = windows.draw(iteration, random)
-        start, average, velocity = window.start, window.start, torch.zeros_like(window.start)
-        theta = start.clone().requires_grad_(True)
         batches = batches_of(SET, 4, STEPS, random)
         views.draw(random)
+        start = run_up(go, images, targets, rate, window, random)
+        average, velocity, theta = start, torch.zeros_like(start), start.clone().requires_grad_(True)
         rows = torch.randint(11, (5,), generator=random)
         for step, batch in enumerate(batches):
             loss = inner_loss(go.network, theta, views(images[batch], step), targets[batch])
@@ -78,9 +90,10 @@ def test_iterations_with_all_terms_are_what_their_equations_say(go, core):
         terms = terms_by_hand(go.network, spec, theta, average, start, window.goal, window.heading, go.real, rows)
         total = total_by_hand(spec, terms)
         found = torch.autograd.grad(total, (images, targets, rate))
+        part = (1.0, 0.75, 0.25)[iteration] if schedule == "cosine" else 1.0  # (1 + cos(pi i / 3)) / 2
         with torch.no_grad():
             for tensor, gradient, lr in zip((images, targets, rate), found, (0.1, 0.1, 1e-4), strict=True):
-                tensor -= lr * gradient
+                tensor -= part * lr * gradient
         curves.append({"matching_loss": total, **terms})
     history = go(spec, state, core=core)
     for ours, theirs in zip((state.images, state.targets, state.rate), (images, targets, rate), strict=True):
@@ -104,8 +117,8 @@ def usual_distance(go, spec, **options):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_run_with_all_its_parts_that_is_stopped_and_resumed_is_the_same_bit_for_bit(go, monkeypatch, optimizer):
-    pace, changes = Pace(0.5, 2), {"rates": "per_layer", "augment": VIEWS, "growing": 0.5, "lr_images": 0.002, "lr_targets": 0.002}
-    spec = spec_of(optimizer=optimizer, **changes)
+    pace, sizes = Pace(0.5, 2), {"lr_images": 0.002, "lr_targets": 0.002}
+    spec = spec_of(optimizer=optimizer, rates="per_layer", augment=VIEWS, growing=0.5, own_starts=0.5, **sizes)
     spec = spec.model_copy(update={"threshold": usual_distance(go, spec, pace=pace)})
     monkeypatch.setattr(loop, "CURVE_POINTS", 4)  # so that points of the curve average over a stop
     straight = go.begin(spec)
