@@ -15,7 +15,8 @@ def draw_inner(found: InnerPaths, images: int, folder: Path) -> None:
     """inner_path: the runs in the plane of the experts' moves, and how far they are from the expert at each time."""
     with style():
         figure = new_figure(13.0, 5.9)
-        figure.suptitle(f"Does pre-training on {images} images follow an expert, which saw all the real ones?", x=0.01, ha="left", fontsize=14)
+        title = f"Does pre-training on {images} images follow an expert, which saw all the real ones?"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=14)
         left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
         rows = _plane(left, found)
         _distances(right, found)
