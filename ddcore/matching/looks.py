@@ -43,7 +43,7 @@ class Looks:
         """
         rates = rate if rate.ndim == 0 else self.core.network.spread(rate)
         x, y = self.real.images.batch(self.rows), self.real.targets.index_select(0, self.rows)
-        total = torch.zeros((), device=images.device)
+        total = images.new_zeros(())
         for number, start in enumerate(self.starts):
             theta, velocity = start, torch.zeros_like(start)
             for batch in batches_of(len(images), self.batch_size, self.steps, generator(number, "look", "batches")):

@@ -88,7 +88,7 @@ def match(
     # A point of the curve waits for the device.
     stride = max(LOOK_EVERY if state.images.is_cuda else 1, spec.iterations // CURVE_POINTS)
     look_at = look_iterations(spec)
-    if state.iteration == 0:
+    if state.iteration == 0 and state.best is None:  # else a run that was stopped before its first step looked already
         _look(state, looks, reporter)
     while state.iteration < spec.iterations:
         try:
