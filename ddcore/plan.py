@@ -11,7 +11,7 @@ from typing import Any
 
 from ddcore.checks import DatasetFacts, as_distillation, check_distill, check_evaluate, check_observe, digest
 from ddcore.errors import SpecError
-from ddcore.experts.lag import epochs_to_record
+from ddcore.lag import epochs_to_record
 from ddcore.specs import (
     DinoTMSpec,
     DistillSpec,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddcore.experts.lag import mean_time, read_time
 from ddcore.experts.store import Trajectories
+from ddcore.lag import mean_time, read_time
 from ddcore.specs import ImprovedSpec, MatchingSpec
 
 

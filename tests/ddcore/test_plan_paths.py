@@ -8,7 +8,7 @@ import pytest
 from ddcore.checks import check_distill, check_observe
 from ddcore.data.builtins import facts
 from ddcore.errors import SpecError
-from ddcore.experts.lag import epochs_to_record
+from ddcore.lag import epochs_to_record
 from ddcore.plan import expert_epochs, horizon, plan_distill, plan_evaluate, plan_observe
 from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec
 

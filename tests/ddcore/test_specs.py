@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from ddcore.checks import DatasetFacts
 from ddcore.data.builtins import BUILTINS, facts
+from ddcore.errors import SpecError
 from ddcore.plan import plan_distill
 from ddcore.presets import PRESETS
 from ddcore.specs import DinoSpec, DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec, StudentSpec, merge
@@ -18,8 +19,15 @@ UPLOAD = DatasetFacts("upload", {"archive": "0" * 64}, 50_000, (3, 32, 32), (500
 def test_a_preset_is_a_spec_that_can_be_planned_and_survives_json(name):
     spec = DistillSpec(preset=name)
     assert DistillSpec.model_validate_json(spec.model_dump_json()) == spec
-    plan = plan_distill(spec, facts(spec.dataset) if spec.dataset in BUILTINS else UPLOAD)
+    large = DatasetFacts("upload", {"archive": "0" * 64}, 100_000, (3, 64, 64), None)
+    plan = plan_distill(spec, large if name.endswith("-64") else facts(spec.dataset) if spec.dataset in BUILTINS else UPLOAD)
     assert [step.kind for step in plan][-3:] == ["distill", "export", "figures"]
+
+
+@pytest.mark.parametrize("name", ["dino-resnet18-64", "dino-vit-64"])
+def test_a_recipe_for_larger_images_says_so_of_smaller_ones(name):
+    with pytest.raises(SpecError, match=r"local_crop_size: .* no larger than the images, of 8x8 pixels"):
+        plan_distill(DistillSpec(preset=name), facts("digits-train"))
 
 
 def test_fields_override_a_preset_at_any_depth_and_leave_the_rest():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddcore.experts.lag import epochs_to_record, mean_time
+from ddcore.lag import epochs_to_record, mean_time
 from ddcore.matching.adjoint import batches_of
 from ddcore.matching.windows import Pace, Windows, inner_decay
 from ddcore.specs import MKDTPlusSpec, MKDTSpec

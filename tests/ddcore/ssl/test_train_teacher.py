@@ -14,7 +14,7 @@ from torch import nn
 from ddcore.data.images import Images, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
-from ddcore.specs import DinoSpec
+from ddcore.specs import DinoSpec, DistillSpec
 from ddcore.ssl import dino, train
 from ddcore.ssl.dino import ema_update, momentum_at
 from ddcore.ssl.teacher import load_teacher
@@ -232,6 +232,31 @@ def test_a_vit_learns_by_dinov2s_losses(make_task: MakeTask, dataset: Path) -> N
     assert (manifest.feature_dim, module.get_parameter("pos_embed").shape) == (192, (1, 5, 192))
     assert summary["ema_residual"] < 1e-5
     assert {"koleo", "entropy", "kl"} <= set(json.loads((task.out / "history.json").read_text()))
+
+
+@pytest.mark.parametrize(("name", "side"), [("dino-resnet18-32", 32), ("dino-resnet18-64", 64), ("dino-vit-32", 32), ("dino-vit-64", 64)])
+def test_a_recipe_trains_at_a_hundredth_of_its_size(make_task: MakeTask, tmp_path: Path, name: str, side: int) -> None:
+    images = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Images(images, None, ()).save(tmp_path / "dataset.safetensors")
+    small = {
+        "epochs": 1,
+        "batch_size": 4,
+        "local_crops": 2,
+        "out_dim": 64,
+        "hidden_dim": 32,
+        "bottleneck_dim": 16,
+        "snapshots": 2,
+        "warmup_epochs": 0,
+    }
+    if "resnet" in name:
+        small["backbone"] = {"width": 16}
+    teacher = DistillSpec.model_validate({"preset": name, "teacher": small}).teacher
+    task = make_task("a", params(teacher.model_dump(mode="json")), dataset=tmp_path)
+    summary = train_teacher(task)
+    history = json.loads((task.out / "history.json").read_text())
+    assert len(history["loss"]) == 2
+    assert ({"masked_loss", "koleo"} <= set(history)) is ("vit" in name)
+    assert summary["storage_error"]["max"] < 2**-8
 
 
 @pytest.mark.parametrize("teacher", [DINO, SIMCLR], ids=["dino", "simclr"])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddcore.experts.lag import epochs_to_record, mean_time, read_time
+from ddcore.lag import epochs_to_record, mean_time, read_time
 
 DECAYS = st.floats(0.01, 0.9999)
 
