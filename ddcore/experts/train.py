@@ -60,7 +60,7 @@ def train_experts(task: Task) -> dict[str, Any]:
 def _own_paths(task: Task, network: FlatNetwork, images: Images, out_dim: int) -> Shard:
     """Experts that train without labels by the teacher's recipe, one after another."""
     shard, first, count = Shard(), task.params["first"], task.params["count"]
-    data = images.to(task.device)
+    data = Images(images.images.to(task.device), None, ())  # labels would only be looked at for a curve that is not kept
     for index in range(first, first + count):
         start = start_of(network, task.params["seed"], index, task.params.get("same_start", False))
         part = replace(task, reporter=_part_of(task.reporter, index - first, count))

@@ -7,7 +7,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ddcore.presets import PRESETS
 from ddcore.specs.fields import Fraction, NonNegative, Positive, Seed, Spec
-from ddcore.specs.methods import ExpertPath, MatchingSpec, MethodSpec, MKDTSpec
+from ddcore.specs.methods import ExpertPath, ImprovedSpec, MatchingSpec, MethodSpec, MKDTSpec
 from ddcore.specs.students import ExpertsSpec, StudentSpec
 from ddcore.specs.teachers import DinoSpec, GivenTeacherSpec, TeacherSpec
 
@@ -134,7 +134,7 @@ _MATCHING = ("mkdt", "mkdt_plus", "dino_tm")
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the fields of `over`, nested; a nested table that names another kind (`ssl`, `name`) replaces the whole.
 
-    Of one method that matches trajectories, another keeps the fields that all of them have.
+    Of one method that matches trajectories, another keeps the fields that both have.
     """
     out = dict(base)
     for key, value in over.items():
@@ -142,7 +142,8 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if isinstance(old, dict) and isinstance(value, dict):
             same_kind = all(value.get(tag, old.get(tag)) == old.get(tag) for tag in ("ssl", "name"))
             if not same_kind and old.get("name") in _MATCHING and value.get("name") in _MATCHING:
-                old, same_kind = {name: kept for name, kept in old.items() if name in MatchingSpec.model_fields}, True
+                shared = MatchingSpec if "mkdt" in (old["name"], value["name"]) else ImprovedSpec
+                old, same_kind = {name: kept for name, kept in old.items() if name in shared.model_fields}, True
             out[key] = merge(old, value) if same_kind else value
         else:
             out[key] = value
