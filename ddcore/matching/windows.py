@@ -55,7 +55,7 @@ class Windows:
         expert = int(torch.randint(self.experts.num_experts, (), generator=random))
         latest = self.latest_start(iteration)
         if improved is None or not improved.continuous:
-            begin = float(torch.randint(round(latest) + 1, (), generator=random))
+            begin = float(torch.randint(int(latest) + 1, (), generator=random))
         else:
             begin = float(torch.rand((), generator=random, dtype=torch.float64)) * latest
         end = begin + spec.expert_epochs
