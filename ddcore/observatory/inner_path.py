@@ -24,7 +24,8 @@ from ddcore.synthetic import SyntheticSet
 from ddcore.task import Task, generator
 from ddcore.threads import threads_for
 
-POINTS = 40  # kept of a run, about
+POINTS = 40  # kept of a run, about; fewer of large networks,
+NUMBERS = 1 << 26  # so that a run keeps no more than this: 256 MiB
 MOST_EXPERTS = 8  # in the plane
 
 
@@ -90,19 +91,19 @@ def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], pace: Pa
                 runs[name] = run
             else:
                 task.reporter.note(f"pre-training on the {name} images at the learned rate diverged: it is left out of inner_path")
-    kept = _kept(pace.steps)
+    kept = _kept(pace.steps, network.num_parameters)
     return _placed(store, runs, [step * pace.epochs_a_step for step in kept])
 
 
-def _kept(steps: int) -> list[int]:
-    """Which parameters of a run are kept: before every few steps, and after the last."""
-    return [*range(0, steps, math.ceil(steps / POINTS)), steps]
+def _kept(steps: int, parameters: int) -> list[int]:
+    """At which times a run's parameters are kept: before every few steps, and after the last."""
+    return [*range(0, steps, math.ceil(steps / min(POINTS, max(4, NUMBERS // parameters)))), steps]
 
 
 def _run(inner: Inner, start: Tensor, reporter: Reporter, name: str) -> Tensor:
     """The kept parameters [k, P] of one run, on the CPU."""
     theta, velocity, steps, found = start, None, len(inner.batches), []
-    kept = set(_kept(steps))
+    kept = set(_kept(steps, len(start)))
     for t in range(steps):
         reporter.progress(t, steps, "steps", f"pre-training on the {name} images")
         if t in kept:

@@ -16,7 +16,8 @@ def gradient_noise(
     """sqrt(total variance) / |mean| of the loss's gradient in the backbone's parameters, over `batches` batches (see `Scatter`).
 
     batch: views and hidden patches of batch b, as the objective's loss reads them; epoch: as there. Of one batch's gradient: that of a
-    larger batch scatters less. None if the gradients share no direction that so few could show.
+    larger batch scatters less. None if the gradients share no direction that so few could show; what is above about the root of
+    `batches` is known roughly only.
 
     All is done on a copy of the objective, whose loose state (DINO's centre) is put back before each batch: networks, running
     statistics, centre and gradients of the run stay as they are. The cost is the copy and `batches` passes there and back.

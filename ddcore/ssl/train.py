@@ -156,11 +156,11 @@ class Run:
         return [self.normaliser(view).to(memory_format=torch.channels_last) for view in views], hidden
 
     def _compare_gradients(self) -> float:
-        """At step 0, at every look and at the end: how far the gradients of batches drawn for this alone scatter. Returns the seconds."""
+        """At LOOKS evenly spaced steps and at step 0: how far gradients of batches drawn for this alone scatter. Returns the seconds."""
         began = time.perf_counter()
         batches, points = self.spec.gradient_batches, self.history.get("gradient_noise", [])
-        here = self.step == 0 or self._at(LOOKS) or self.step == self.total
-        if not batches or not here or any(step == self.step for step, _ in points):
+        here = {round(look * self.total / LOOKS) for look in range(LOOKS + 1)}
+        if not batches or self.step not in here or any(step == self.step for step, _ in points):
             return 0.0
         draw = generator(self.seed, *self.stream, "gradient noise", self.step)
 

@@ -16,7 +16,7 @@ from ddcore.matching.adjoint import Inner, Memory, batches_of, run_inner
 from ddcore.matching.explicit import core_of
 from ddcore.networks.flat import build_student
 from ddcore.observatory.figures import draw_figures
-from ddcore.observatory.inner_path import InnerPaths, Pace, inner_paths
+from ddcore.observatory.inner_path import InnerPaths, Pace, _kept, inner_paths
 from ddcore.observatory.pca import centred_gram, principal_plane, projected_plane
 from ddcore.specs import StudentSpec
 from ddcore.synthetic import load_synthetic
@@ -100,6 +100,12 @@ def test_a_run_that_diverges_is_left_out_with_a_note(recorded: Recorded) -> None
     assert "inner_path" in summary["figures"]
     assert "synthetic_distance_left" not in summary
     assert [note.split(" at ")[0] for note in notes] == [f"pre-training on the {name} images" for name in ("synthetic", "real")]
+
+
+def test_long_runs_and_those_of_large_networks_keep_few_points() -> None:
+    assert _kept(9, 300) == list(range(10))
+    assert _kept(1000, 300) == list(range(0, 1001, 25))
+    assert _kept(80, 11_000_000) == [0, 14, 28, 42, 56, 70, 80]
 
 
 def test_other_students_are_refused_and_a_long_run_can_be_stopped(recorded: Recorded) -> None:
