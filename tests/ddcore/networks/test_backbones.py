@@ -71,6 +71,15 @@ def test_the_small_stem_keeps_the_resolution_and_the_rest_is_torchvisions() -> N
     torch.testing.assert_close(ours(images), reference(images))
 
 
+@pytest.mark.parametrize("width", [4, 8])
+def test_a_narrow_resnet_learns_from_large_images(width: int) -> None:
+    """Channels last, as a teacher is trained: a fault of the library that ends the process, if it comes back."""
+    backbone = ResNet18(3, width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for _ in range(5):
+        backbone(torch.rand(2, 3, 96, 96).to(memory_format=torch.channels_last)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in backbone.parameters())
+
+
 def test_statistics_of_batch_norm_belong_to_the_state() -> None:
     state = ResNet18(1, 4).state_dict()
     assert {"bn1.running_mean", "layer4.1.bn2.running_var"} <= set(state)
