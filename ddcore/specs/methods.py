@@ -78,7 +78,7 @@ class ImprovedSpec(MatchingSpec):
         " after distillation, and not on the expert's path, from which that training drifts away",
     )  # fmt: skip
     schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="of the outer step sizes: constant, or a half cosine to zero, so that the set ends where its windows agree"
+        "constant", description="of the outer step sizes: constant, or a half cosine to zero, so that the set ends where its windows agree"
     )
     looks: int = Field(
         0, ge=0, le=1000,
