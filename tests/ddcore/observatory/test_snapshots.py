@@ -1,6 +1,7 @@
 """Each snapshot's figures are those of the network with its parameters, on images drawn once."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ddcore.networks.backbones import build_backbone
 from ddcore.observatory.snapshots import linear_cka, per_snapshot
 from ddcore.specs import BackboneSpec
 from ddcore.ssl.measure import effective_rank, knn_accuracy
-from ddcore.ssl.trajectory import flat
+from ddcore.ssl.trajectory import Recorder, Storage, flat
 from ddcore.task import generator
 
 CONVNET, RESNET = BackboneSpec(name="convnet", width=8, depth=2), BackboneSpec(name="resnet18", width=4)
@@ -88,6 +89,23 @@ def test_unlabelled_images_have_no_accuracy_and_all_images_are_used_if_fewer(tmp
     rows = per_snapshot(record(tmp_path, student=networks(CONVNET, 2)), digits(60, labelled=False), CONVNET)
     assert [row["knn"] for row in rows] == [None, None]
     assert all(row["rank"] > 1 for row in rows)
+
+
+def test_a_recording_of_differences_shows_what_a_whole_one_shows(tmp_path: Path) -> None:
+    data, modules = digits(), networks(CONVNET, 2)
+    student, end = (flat(module) for module in modules)
+    found, storages = [], get_args(Storage)
+    for storage in storages:
+        (tmp_path / storage).mkdir()
+        recorder = Recorder(tmp_path / storage, [0, 5, 10], storage)
+        for step, part in ((0, 0.0), (5, 0.4), (10, 1.0)):
+            recorder.keep(step, student + part * (end - student), student + part**2 * (end - student))
+        recorder.gather(tmp_path / storage)
+        found.append(per_snapshot(tmp_path / storage, data, CONVNET, sample=200))
+    assert [(row["network"], row["step"]) for row in found[1]] == [(row["network"], row["step"]) for row in found[0]]
+    for whole, short in zip(*found, strict=True):
+        assert short["rank"] == pytest.approx(whole["rank"], rel=0.01)
+        assert short["cka_to_last"] == pytest.approx(whole["cka_to_last"], abs=0.01)
 
 
 def test_what_cannot_be_observed_says_what_to_change(tmp_path: Path) -> None:
