@@ -23,6 +23,8 @@ def test_each_file_that_a_step_leaves_has_its_kind() -> None:
         "ranking.md": "report",
         "ranking.png": "plot",
         "ranking.json": "plot",
+        "observations.json": "observations",
+        "observations.parquet": "observations",
         "synthetic.pt": "export",
         "synthetic-png.zip": "export",
         "synthetic.parquet": "export",

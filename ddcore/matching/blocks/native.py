@@ -232,7 +232,7 @@ def _openmp() -> int:
 
     Raises NotCompiled where it cannot be told which that is.
     """
-    home = Path(torch.__file__).parent
+    home = Path(torch.__file__).resolve().parent  # as the list of what is mapped has it, whatever links led there
     mapped = _mapped()
     found = [path for path in mapped if path.parent in (home / "lib", home.with_name("torch.libs"))] or mapped
     if len(found) != 1:
