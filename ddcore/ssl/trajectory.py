@@ -129,13 +129,12 @@ class Track:
 
     def __init__(self, file: Any, name: str) -> None:
         names = set(file.keys())
-        self._whole: Any = file.get_slice(name) if name in names else None
-        self._start: Any
-        self._deltas: Any
-        self._gap: Any
-        self._start, self._deltas, self._gap = (file.get_slice(part) if part in names else None for part in ("start", "deltas", "gap"))
-        if name != "student":
-            self._gap = None
+
+        def part(of: str) -> Any:
+            return file.get_slice(of) if of in names else None
+
+        self._whole, self._start, self._deltas = part(name), part("start"), part("deltas")
+        self._gap = part("gap") if name == "student" else None
         self._reached: tuple[int, Tensor] | None = None  # the last row put together, and its number
 
     def get_shape(self) -> list[int]:
