@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ddcore.presets import PRESETS
+
 # The demo with a student of twice the width: the narrow one's features are so few that the noise of probes hides what a set is worth.
 _DIGITS: dict[str, Any] = {"preset": "demo", "student": {"width": 16}}
 _EVALUATE: dict[str, Any] = {
@@ -10,21 +12,32 @@ _EVALUATE: dict[str, Any] = {
     "seeds": 8,
     "rounding": False,
 }
-# Thirty looks cost as much as a tenth of the iterations.
-_PLUS: dict[str, Any] = {"iterations": 1350, "looks": 30}
+
+
+def _plus(iterations: int) -> dict[str, Any]:
+    """Thirty looks cost as much as a tenth of the iterations."""
+    return {"iterations": round(0.9 * iterations), "looks": 30}
+
+
+def _methods(iterations: int, faithful: dict[str, Any]) -> dict[str, Any]:
+    """Every way to follow one teacher at one budget; faithful: what MKDT's authors do."""
+    return {
+        "mkdt": {"experts": {"ema": None}, "method": faithful},
+        "mkdt_k_means": {"experts": {"ema": None}, "method": {"name": "mkdt"}},
+        "mkdt_averaged": {"method": {"name": "mkdt"}},
+        "mkdt_plus": {"method": {"name": "mkdt_plus", **_plus(iterations)}},
+        "dino_tm": {"method": {"name": "dino_tm", **_plus(iterations)}},
+    }
+
 
 SWEEPS: dict[str, dict[str, Any]] = {
     # Which trajectory to match, at one teacher and budget: eight teachers, each followed by every variant.
     "ranking-digits": {
         "base": _DIGITS,
-        "variants": {
-            "mkdt": {"experts": {"ema": None}, "method": {"name": "mkdt", "init": "high_loss"}},
-            "mkdt_k_means": {"experts": {"ema": None}},
-            "mkdt_averaged": {},
-            "mkdt_plus": {"method": {"name": "mkdt_plus", **_PLUS}},
-            "dino_tm": {"method": {"name": "dino_tm", **_PLUS}},
-            "dino_tm_teacher": {"method": {"name": "dino_tm", "path": "teacher", **_PLUS}},
-            "dino_tm_student": {"method": {"name": "dino_tm", "path": "student", **_PLUS}},
+        "variants": _methods(1500, {"name": "mkdt", "init": "high_loss"})
+        | {
+            "dino_tm_teacher": {"method": {"name": "dino_tm", "path": "teacher", **_plus(1500)}},
+            "dino_tm_student": {"method": {"name": "dino_tm", "path": "student", **_plus(1500)}},
         },
         "seeds": 8,
         "evaluate": _EVALUATE,
@@ -32,7 +45,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
     # What each switch of `mkdt_plus` and `dino_tm` gains or costs: one changed at a time. Scored on a validation split, since one
     # looks here in order to choose.
     "ablation-digits": {
-        "base": _DIGITS | {"method": {"name": "mkdt_plus", **_PLUS}},
+        "base": _DIGITS | {"method": {"name": "mkdt_plus", **_plus(1500)}},
         "variants": {
             "mkdt_plus": {},
             "no_looks": {"method": {"looks": 0, "iterations": 1500}},
@@ -52,5 +65,12 @@ SWEEPS: dict[str, dict[str, Any]] = {
         },
         "seeds": 8,
         "evaluate": _EVALUATE | {"validation": 0.3, "baselines": ["random", "k_means"]},
+    },
+    # The same question on real images: days of one GPU.
+    "ranking-cifar10": {
+        "base": {"preset": "dino-resnet18-32"},
+        "variants": _methods(5000, PRESETS["mkdt-cifar10-2pct"]["method"]),
+        "seeds": 8,
+        "evaluate": {"downstream": [{"train": "cifar10-train", "test": "cifar10-test"}], "label_fractions": [0.01, 0.05, 0.1, 0.5]},
     },
 }

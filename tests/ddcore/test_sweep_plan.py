@@ -181,3 +181,12 @@ def test_the_largest_sweep_is_planned_in_seconds():
     variants = {f"v{number}": {"method": {"iterations": 10 + number}} for number in range(50)}
     plan = planned(variants=variants, seeds=8, evaluate=MEASURE | {"seeds": 5})
     assert len(plan.steps["ranking"].inputs["cells"]) == 2000
+
+
+@pytest.mark.parametrize("name", sorted(SWEEPS))
+def test_every_ready_sweep_plans_and_its_variants_share_their_teachers(name):
+    spec = SweepSpec(preset=name)
+    known = {role: facts(role) for role in datasets_of(spec)}
+    plan = plan_sweep(spec, known)
+    assert sum(step.kind == "teacher" for step in plan) == spec.seeds
+    assert sum(step.name.endswith("/distill") for step in plan) == len(spec.variants) * spec.seeds
