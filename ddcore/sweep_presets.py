@@ -35,9 +35,9 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "ranking-digits": {
         "base": _DIGITS,
         "variants": _methods(1500, {"name": "mkdt", "init": "high_loss"})
-        | {
-            "dino_tm_teacher": {"method": {"name": "dino_tm", "path": "teacher", **_plus(1500)}},
-            "dino_tm_student": {"method": {"name": "dino_tm", "path": "student", **_plus(1500)}},
+        | {  # a DINO run takes longer than many experts
+            "dino_tm_teacher": {"experts": {"num": 8}, "method": {"name": "dino_tm", "path": "teacher", **_plus(1500)}},
+            "dino_tm_student": {"experts": {"num": 8}, "method": {"name": "dino_tm", "path": "student", **_plus(1500)}},
         },
         "seeds": 8,
         "evaluate": _EVALUATE,
