@@ -31,12 +31,14 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm2 = nn.GroupNorm(groups, channels)
         self.shortcut: nn.Module = nn.Identity()
+        self.stride = stride
         if in_channels != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.GroupNorm(groups, channels))
+            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.GroupNorm(groups, channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = functional.relu(self.norm1(self.conv1(x)))
-        return functional.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+        # Rows and columns are left out before the 1x1 convolution, not by it; see `ddcore.networks.backbones.BasicBlock`.
+        return functional.relu(self.norm2(self.conv2(out)) + self.shortcut(x[:, :, :: self.stride, :: self.stride]))
 
 
 class ResNet(nn.Module):
