@@ -20,19 +20,21 @@ class Ratios:
     batch_size: int
     times: Sequence[float]
     ratios: Sequence[float | None]
+    end: float  # of the run, in the same unit: its last gradients may share nothing and be left out
 
 
-def teacher_ratios(ssl: str, batch_size: int, points: Sequence[Sequence[float]]) -> list[Ratios]:
-    """Of a teacher's history; nothing if its run compared no gradients."""
+def teacher_ratios(ssl: str, batch_size: int, points: Sequence[Sequence[float]], end: int) -> list[Ratios]:
+    """Of a teacher's history, over a run of `end` steps; nothing if it compared no gradients."""
     if not points:
         return []
-    return [Ratios(NAMES.get(ssl, ssl).replace("dino", "DINO"), batch_size, [step for step, _ in points], [ratio for _, ratio in points])]
+    times, ratios = [step for step, _ in points], [ratio for _, ratio in points]
+    return [Ratios(NAMES.get(ssl, ssl).replace("dino", "DINO"), batch_size, times, ratios, end)]
 
 
 def expert_ratios(found: Mapping[str, Any], batch_size: int) -> list[Ratios]:
     """Of `ddcore.observatory.regression.gradient_scatter`: the encoder, which compares with a teacher's backbone, and everything."""
     names = {"encoder": "expert's encoder, on targets", "all": "expert with its last layer"}
-    return [Ratios(name, batch_size, found["epoch"], found[key]) for key, name in names.items()]
+    return [Ratios(name, batch_size, found["epoch"], found[key], found["epoch"][-1]) for key, name in names.items()]
 
 
 def draw_gradient_noise(curves: Sequence[Ratios], folder: Path) -> bool:
@@ -47,8 +49,7 @@ def draw_gradient_noise(curves: Sequence[Ratios], folder: Path) -> bool:
         figure.suptitle("How much of one step is chance? Gradients of different batches, compared", x=0.01, ha="left", fontsize=14)
         axes = figure.add_subplot()
         for one, (colour, marker, line) in zip(curves, looks, strict=False):
-            end = max(one.times) or 1
-            known = [(100 * time / end, ratio) for time, ratio in zip(one.times, one.ratios, strict=True) if ratio is not None]
+            known = [(100 * time / one.end, ratio) for time, ratio in zip(one.times, one.ratios, strict=True) if ratio is not None]
             label = f"{one.name} (batches of {one.batch_size})"
             axes.plot([x for x, _ in known], [y for _, y in known], color=colour, marker=marker, linestyle=line, markersize=6, label=label)
         axes.axhline(1.0, color=INK, linewidth=1.2, linestyle="--")

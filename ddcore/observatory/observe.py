@@ -117,7 +117,8 @@ def _own_gradients(task: Task, run: Path, facts: dict[str, Any]) -> list[Ratios]
     """The scatter of the first run's gradients, if it was told to compare some."""
     points = read_history(run).get("gradient_noise", [])
     images = len(load_dataset(task.input("dataset")))
-    return teacher_ratios(facts["ssl"], min(images, read_params(run).get("teacher", {}).get("batch_size", images)), points)
+    size = min(images, read_params(run).get("teacher", {}).get("batch_size", images))
+    return teacher_ratios(facts["ssl"], size, points, int(read_trajectory(run)[1][-1]))
 
 
 def layers_of(module: nn.Module) -> list[tuple[str, int]]:
