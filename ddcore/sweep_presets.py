@@ -34,18 +34,20 @@ SWEEPS: dict[str, dict[str, Any]] = {
     # Which trajectory to match, at one teacher and budget: eight teachers, each followed by every variant.
     "ranking-digits": {
         "base": _DIGITS,
-        "variants": _methods(1500, {"name": "mkdt", "init": "high_loss"})
-        | {  # A DINO run takes longer than many experts, and moves a tenth of their way: a tenth of their rate is near to where it ends.
-            "dino_tm_teacher": {
-                "experts": {"num": 8},
-                "method": {"name": "dino_tm", "path": "teacher", "initial_rate": 0.1, **_plus(1500)},
-            },
-            "dino_tm_student": {
-                "experts": {"num": 8},
-                "method": {"name": "dino_tm", "path": "student", "initial_rate": 0.1, **_plus(1500)},
-            },
-        },
+        "variants": _methods(1500, {"name": "mkdt", "init": "high_loss"}),
         "seeds": 8,
+        "evaluate": _EVALUATE,
+    },
+    # What of a DINO run to match: students that follow its teacher as it comes to be, or as it ended; or the student network's own run,
+    # whose experts each take longer than many others, and move a tenth of their way: so do the rates.
+    "paths-digits": {
+        "base": _DIGITS | {"method": {"name": "dino_tm", **_plus(1500)}},
+        "variants": {"staged": {}, "final": {"method": {"path": "final"}}}
+        | {
+            path: {"experts": {"num": 8}, "method": {"path": path, "initial_rate": 0.1, "lr_rate": 0.0002}}
+            for path in ("teacher", "student")
+        },
+        "seeds": 4,
         "evaluate": _EVALUATE,
     },
     # What each switch of `mkdt_plus` and `dino_tm` gains or costs: one changed at a time. Scored on a validation split, since one
