@@ -14,6 +14,8 @@ from ddcore.transfer import send
 
 NETWORKS = 4  # that a look trains
 IMAGES = 2000  # real ones that it measures them on
+LARGEST = 1 << 24  # numbers in the largest feature map of as many of them as are measured at once: what is free may be planned for
+AT_ONCE = 256  # of them, where that map is not known
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Looks:
         images: [m, c, h, w], normalised; targets: [m, d]; rate: [] or [num_layers]. Infinite where any run diverged.
         """
         rates = rate if rate.ndim == 0 else self.core.network.spread(rate)
-        x, y = self.real.images.batch(self.rows), self.real.targets.index_select(0, self.rows)
+        largest = self.core.network.largest_map
+        parts = self.rows.split(AT_ONCE if largest is None else max(1, LARGEST // largest))
         total = images.new_zeros(())
         for number, start in enumerate(self.starts):
             theta, velocity = start, torch.zeros_like(start)
@@ -50,6 +53,8 @@ class Looks:
                 rows = send(batch, images.device)
                 velocity = torch.add(self.core.gradient(theta, images[rows], targets[rows]).gradient, velocity, alpha=self.momentum)
                 theta = torch.addcmul(theta, velocity, rates, value=-1)
-            total += inner_loss(self.core.network, theta, x, y) / len(self.starts)
+            for part in parts:
+                x, y = self.real.images.batch(part), self.real.targets.index_select(0, part)
+                total += inner_loss(self.core.network, theta, x, y) * (len(part) / len(self.rows) / len(self.starts))
         found = float(total)
         return found if found == found else float("inf")

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from ddcore.errors import Stopped
 from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
+from ddcore.matching import looks as looks_module
 from ddcore.matching.adjoint import batches_of
 from ddcore.matching.cores import Core, inner_loss
 from ddcore.matching.looks import Looks
@@ -52,9 +53,11 @@ def go(tmp_path):
     return run
 
 
+@pytest.mark.parametrize("at_once", [3, 2], ids=["all images", "two and one"])
 @pytest.mark.parametrize("layered", [False, True], ids=["one rate", "layers' rates"])
-def test_a_look_is_the_error_on_real_images_after_training_from_each_start(layered):
+def test_a_look_is_the_error_on_real_images_after_training_from_each_start(layered, at_once, monkeypatch):
     network, (images, targets) = network_of(), some_set()
+    monkeypatch.setattr(looks_module, "LARGEST", at_once * network.largest_map)
     looks, rate = looks_of(network), torch.tensor(0.1, dtype=torch.float64)
     if layered:
         rate = rate * torch.linspace(0.5, 2.0, len(network.layer_sizes), dtype=torch.float64)
@@ -68,6 +71,7 @@ def test_a_look_is_the_error_on_real_images_after_training_from_each_start(layer
         out = network(theta, looks.real.images.images[looks.rows]) - looks.real.targets[looks.rows]
         errors.append(float(out.square().mean().detach()))
     assert looks.error(images, targets, rate) == pytest.approx(sum(errors) / 2, rel=1e-10)
+    assert max(map(len, looks.real.images.read)) == at_once
 
 
 def test_a_set_that_diverges_is_infinitely_bad():
