@@ -219,7 +219,7 @@ def _plan(body: Any, catalogue: Catalogue) -> tuple[Plan, list[Path]]:
     if set(body) == {"observe"}:
         observe = ObserveSpec.model_validate(body["observe"])
         return plan_observe(observe, catalogue.facts(observe.dataset)), []
-    if "variants" in body or body.get("preset") in SWEEPS:
+    if "variants" in body or body.get("preset") in list(SWEEPS):  # a list: what was given need not be hashable
         sweep = SweepSpec.model_validate(body)
         sweep = sweep.model_copy(update={"variants": {name: catalogue.checkpoint(one) for name, one in sweep.variants.items()}})
         return plan_sweep(sweep, {name: catalogue.facts(name) for name in datasets_of(sweep)}), []

@@ -119,6 +119,7 @@ REFUSED = [
     ('{"preset": ', "the spec is not readable JSON"),
     ([1], "a spec is a JSON object, not list"),
     ({"preset": "nope"}, "preset: no preset is called that; there are: "),
+    ({"preset": ["demo"]}, "preset: no preset is called that; there are: cpu-small"),
     ({"num_images": 0}, "num_images: Input should be greater than or equal to 1 (given: 0)"),
     ({"preset": "smoke", "method": {"colour": "[bold]"}}, "method.mkdt.colour: Extra inputs are not permitted (given: '[bold]')"),
     ({"preset": "smoke", "num_images": 5000}, "(given: 5000; allowed: 1 to 1297)"),
