@@ -97,10 +97,8 @@ def expert_epochs(spec: DistillSpec, num_images: int) -> int:
     method = spec.method
     if not isinstance(method, MatchingSpec):
         return 1
-    epochs, lagging = method.max_start_epoch + method.expert_epochs, averaged(spec)
-    if lagging is None:
-        return epochs
-    return epochs_to_record(epochs, lagging, math.ceil(num_images / min(spec.experts.batch_size, num_images)))
+    epoch_steps = math.ceil(num_images / min(spec.experts.batch_size, num_images))
+    return epochs_to_record(method.max_start_epoch + method.expert_epochs, averaged(spec), epoch_steps)
 
 
 def averaged(spec: DistillSpec) -> float | None:

@@ -50,7 +50,7 @@ class SweepPreset(BaseModel):
     """A named sweep."""
 
     name: str = Field(examples=["ablation-digits"])
-    variants: list[str] = Field(examples=[["mkdt", "mkdt_raw"]])
+    variants: list[str] = Field(examples=[["mkdt", "mkdt_plus", "dino_tm"]])
     spec: dict[str, Any] = Field(description="the whole sweep that it stands for, defaults included")
 
 

@@ -9,7 +9,7 @@ from ddcore.checks import labels_of_class
 def stratified(labels: Tensor, fraction: float, generator: Generator, least: int = 0) -> Tensor:
     """Indices of a random `fraction` of each class, in ascending order; int64 [k].
 
-    labels: int64 [n]. A class of `count` images gives `plan.labels_of_class(fraction, count)` of them, but not fewer than
+    labels: int64 [n]. A class of `count` images gives `ddcore.checks.labels_of_class(fraction, count)` of them, but not fewer than
     `least` (nor more than it has).
     """
     labels = labels.cpu()

@@ -9,10 +9,12 @@ from ddcore.experts.store import Trajectories
 from ddcore.lag import mean_time, read_time
 from ddcore.specs import ImprovedSpec, MatchingSpec
 
+HEADING = 1  # epochs before the goal over which an expert's heading is taken; no window is shorter
+
 
 @dataclass(frozen=True)
 class Window:
-    """start, goal, heading: parameters [P] of an expert at s and at s + `expert_epochs`, and from shortly before the goal to it.
+    """start, goal, heading: parameters [P] of an expert at s and at s + `expert_epochs`, and its move over the epoch before the goal.
 
     run_up: inner steps from `start` that lead to where the window begins; there, `start` is the expert's first snapshot.
     """
@@ -62,7 +64,7 @@ class Windows:
         own = improved is not None and improved.own_starts > 0 and float(torch.rand((), generator=random)) < improved.own_starts
         run_up = round(begin * spec.inner_steps / spec.expert_epochs) if own else 0
         start, goal = self.at(expert, 0.0 if own else begin), self.at(expert, end)
-        heading = goal - self.at(expert, end - heading_epochs(spec)) if improved is not None and improved.gap else None
+        heading = goal - self.at(expert, end - HEADING) if improved is not None and improved.gap else None
         return Window(start, goal, heading, run_up)
 
     def latest_start(self, iteration: int) -> float:
@@ -99,12 +101,7 @@ class Windows:
         return torch.lerp(row, self.experts.row(expert, before + 1), (epoch - first) / (last - first))
 
 
-def heading_epochs(spec: MatchingSpec) -> float:
-    """Over how long before the goal an expert's heading is taken: an epoch, or the whole window if that is shorter."""
-    return min(1.0, float(spec.expert_epochs))
-
-
 def inner_decay(spec: MatchingSpec) -> float:
     """Decay of the inner run's own average, whose gap looks back as far as an expert's heading: tau = m / (1 - m) inner steps."""
-    tau = spec.inner_steps * heading_epochs(spec) / spec.expert_epochs
+    tau = spec.inner_steps * HEADING / spec.expert_epochs
     return tau / (1.0 + tau)

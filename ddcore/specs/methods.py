@@ -55,7 +55,7 @@ ExpertPath = Literal["staged", "final", "teacher", "student"]
 
 
 class ImprovedSpec(MatchingSpec):
-    """What `mkdt_plus` and `dino_tm` add to MKDT, each part with a switch of its own; equations in `ddcore.matching.losses`, `.windows`."""
+    """What `mkdt_plus` and `dino_tm` add to MKDT, each part with a switch of its own; equations in `ddcore.matching.outer`, `.windows`."""
 
     continuous: bool = Field(True, description="windows begin anywhere between two epochs: experts' paths are interpolated")
     lag: bool = Field(True, description="averaged paths (experts.ema) are read later by as much as they lag behind")
@@ -64,7 +64,9 @@ class ImprovedSpec(MatchingSpec):
     )
     displacement: NonNegative = Field(0.0, description="weight of one minus the cosine between the inner run's move and the expert's")
     gap: NonNegative = Field(
-        0.0, description="weight of one minus the cosine between the gaps that both leave to their own moving averages at the goal"
+        0.0,
+        description="weight of one minus the cosine between where the inner run is heading at its end, away from its own moving average,"
+        " and the expert's move over the epoch before its goal",
     )
     functional: NonNegative = Field(0.0, description="weight of the error on real images, whose labels are not read, after the inner run")
     functional_goal: Literal["expert", "teacher"] = Field(
