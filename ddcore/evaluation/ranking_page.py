@@ -11,7 +11,8 @@ def ranking_markdown(ranking: dict[str, Any]) -> str:
     """Markdown of what `ranking.make_ranking` gathered."""
     top = ranking["headline"]
     n = top["n"]
-    each = f"{n} distillations of each variant, each with a teacher of its own" if n > 1 else "one distillation of each variant"
+    given = "" if _trained(ranking) else ", but where it was given"
+    each = f"{n} distillations of each variant, each with a teacher of its own{given}" if n > 1 else "one distillation of each variant"
     parts = [
         "# Variants of a distillation, ranked\n",
         f"{'; '.join(top['places'])}. {top['probe']} probe: {top['measure']}; {each}. {_budgets(ranking['budgets'])}\n",
@@ -106,11 +107,20 @@ def _teachers(ranking: dict[str, Any]) -> str:
     return _table(["seed", *ranking["variants"]], [[str(seed), *own] for seed, own in zip(ranking["seeds"], said, strict=True)])
 
 
+def _trained(ranking: dict[str, Any]) -> bool:
+    """Whether every teacher was trained from its distillation's seed; one that was given is the same for all."""
+    return all(row["ssl"] != "given" for row in ranking["teachers"])
+
+
 def _notes(ranking: dict[str, Any]) -> str:
+    if _trained(ranking):
+        luck = "  Teacher, experts, start and matching differ from one to the next, so the intervals cover the luck of all of these."
+    else:
+        luck = "  Experts, start and matching differ from one to the next; a given teacher does not, so no interval covers the luck of it."
     lines = [
         "## How to read this\n",
         "- n counts distillations, never evaluations: a distillation's score is the mean over its evaluations and label draws.",
-        "  Teacher, experts, start and matching differ from one to the next, so the intervals cover the luck of all of these.",
+        luck,
         "- A difference to an arm is taken within a distillation: that arm had the same teacher's targets, number of images, network,",
         "  steps and batches. Its rate is tuned beside each variant, so one arm may score differently beside two variants.",
         "- A difference of variants is paired by the seed of the distillation. Intervals are Student-t, each for itself: among twenty",

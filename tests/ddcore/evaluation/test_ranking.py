@@ -132,6 +132,17 @@ def test_one_distillation_gives_no_interval_and_says_so(tmp_path: Path) -> None:
     assert "**One distillation only: there are no intervals" in page
 
 
+def test_a_given_teacher_is_not_called_each_distillations_own(tmp_path: Path) -> None:
+    assert "each with a teacher of its own. Every arm" in ranked(make_task(tmp_path / "trained"))[1]
+    task = make_task(tmp_path / "given")
+    for folder in task.inputs["teachers"]:
+        (folder / "teacher.json").write_text(json.dumps({"ssl": "given", "knn_accuracy": None}))
+    page = ranked(task)[1]
+    assert "each with a teacher of its own, but where it was given. Every arm" in page
+    assert "no interval covers the luck of it" in page
+    assert "Teacher, experts, start" not in page
+
+
 def test_a_difference_whose_interval_leaves_out_zero_is_bold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCORES["plain"], "k_means", [50.0, 52.1, 57.0])
     page = ranked(make_task(tmp_path))[1]
