@@ -16,6 +16,7 @@ from torch.nn.utils import vector_to_parameters
 
 from ddcore.data.images import Images
 from ddcore.networks.flat import FlatNetwork
+from ddcore.ssl.collapse import ADVICE, WORDS
 from ddcore.ssl.objective import Objective
 from ddcore.ssl.train import Run, Trained, objective_around
 from ddcore.ssl.trajectory import read_kept
@@ -54,6 +55,8 @@ def own_path(task: Task, index: int, network: FlatNetwork, start: Tensor, data: 
     own = replace(task, params=params, work=work)  # run 0 is the teacher's own stream
     run = StudentRun(spec, data, own, network, start, out_dim)
     run.train()
+    if kind := run.collapsed():
+        task.reporter.note(f"expert {index}: {WORDS[kind]}; {ADVICE[kind]}")
     name: Literal["teacher", "student"] = task.params["path"]
     snapshots = torch.stack([read_kept(work, step)[name] for step in run.snapshots])
     return snapshots, [_mean_loss(run.history["loss"], first, last) for first, last in pairwise(run.snapshots)]

@@ -231,8 +231,8 @@ class Run:
         self.step, self.history = int(facts["step"]), facts["history"]
         self.task.reporter.note(f"resumed at step {self.step} of {self.total}")
 
-    def _collapsed(self) -> Kind | None:
-        """How DINO's outputs collapsed, if they did."""
+    def collapsed(self) -> Kind | None:
+        """How DINO's outputs had collapsed by the last logged step, if they had."""
         if not isinstance(self.spec, DinoSpec):
             return None
         return collapse_of(self.history["entropy"][-1][1], self.history["kl"][-1][1], self.spec.out_dim)
@@ -242,7 +242,7 @@ class Run:
         module = self.objective.result
         accuracy, rank, width = measure(module, self.data, self.mean, self.std, self.task.reporter)
         (self.task.out / "history.json").write_text(json.dumps(self.history) + "\n")
-        collapsed = self._collapsed()
+        collapsed = self.collapsed()
         refuse_collapsed(accuracy, rank, self.spec.min_knn_accuracy, collapsed)
         if collapsed:
             self.task.reporter.note(f"{WORDS[collapsed]}, so the student learnt little more; {ADVICE[collapsed]}")

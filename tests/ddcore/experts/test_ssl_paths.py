@@ -127,6 +127,18 @@ def test_experts_of_one_start_have_heads_of_one_start_too(world, monkeypatch, te
     assert not any(torch.equal(one[name], other[name]) for name in heads)
 
 
+def test_a_run_of_its_own_that_collapsed_is_told_of(world):
+    heard = []
+    reporter = Reporter(sink=lambda event: heard.append(event["text"]) if event["type"] == "note" else None)
+    world("well", teacher=DINO | {"teacher_temperature": 0.2, "warmup_teacher_temperature": 0.2}, reporter=reporter, epochs=EPOCHS)
+    world("other", path="student", teacher=SIMCLR, reporter=reporter, epochs=EPOCHS)
+    assert heard == []
+    blurred = DINO | {"teacher_temperature": 100.0, "warmup_teacher_temperature": 100.0}
+    world("collapsed", teacher=blurred, reporter=reporter, epochs=EPOCHS)
+    assert [text.partition(":")[0] for text in heard] == ["expert 0", "expert 1"]
+    assert all("nearly uniform" in text and "teacher.teacher_temperature" in text for text in heard)
+
+
 @pytest.mark.parametrize("same_start", [False, True])
 def test_an_expert_does_not_depend_on_its_shard(world, same_start):
     together, history, _ = world(count=3, same_start=same_start, epochs=EPOCHS)
