@@ -48,7 +48,8 @@ def own_path(task: Task, index: int, network: FlatNetwork, start: Tensor, data: 
     Resumes from, and leaves its checkpoint in, a folder of its own in `task.work`. network: its module is trained; start: written to.
     """
     spec = TypeAdapter[Trained](Trained).validate_python(task.params["teacher"])
-    spec = spec.model_copy(update={"snapshots": task.params["epochs"] + 1, "snapshot_every": None, "storage": "float32"})
+    recorded = {"snapshots": task.params["epochs"] + 1, "snapshot_every": None, "storage": "float32"}
+    spec = spec.model_copy(update=recorded | {"gradient_batches": 0})  # a curve of the teacher's run, and of no expert's
     work = task.work / f"expert-{index}"
     work.mkdir(exist_ok=True)
     params = {"seed": task.params["seed"], "run": index + 1, "same_start": task.params.get("same_start", False)}

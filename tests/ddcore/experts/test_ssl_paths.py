@@ -127,6 +127,13 @@ def test_experts_of_one_start_have_heads_of_one_start_too(world, monkeypatch, te
     assert not any(torch.equal(one[name], other[name]) for name in heads)
 
 
+def test_gradients_are_not_compared_again_in_every_experts_run(world, monkeypatch):
+    plain, _, _ = world("plain", count=1, epochs=EPOCHS)
+    monkeypatch.setattr(ssl_train, "gradient_noise", None)
+    told, _, _ = world("told", count=1, epochs=EPOCHS, teacher=DINO | {"gradient_batches": 2})
+    assert torch.equal(told, plain)
+
+
 def test_a_run_of_its_own_that_collapsed_is_told_of(world):
     heard = []
     reporter = Reporter(sink=lambda event: heard.append(event["text"]) if event["type"] == "note" else None)
