@@ -183,7 +183,7 @@ def _iterate(
 
 
 def _run_up(core: Core, window: Window, spec: MatchingSpec, state: State) -> torch.Tensor:
-    """Where `window.run_up` inner steps on the set as it is lead from the window's start: [P], on the device; no derivative follows them."""
+    """Where `window.run_up` inner steps on the set as it is lead from the window's start: [P], on the device, without a derivative."""
     theta = window.start.to(state.images.device)
     rates = state.rate if state.rate.ndim == 0 else core.network.spread(state.rate)
     velocity = torch.zeros_like(theta)
