@@ -108,7 +108,8 @@ class DinoTMSpec(ImprovedSpec):
         "staged",
         description="what is matched: experts that regress the DINO teacher as it was at `stages` moments of its run, one after another;"
         " experts of the finished teacher; or the student network's own DINO run by the recipe of `teacher`, its teacher's parameters or"
-        " its student's: then only num, per_shard and storage of `experts` are read, and give `initial_rate`, for which experts.lr is no guide",
+        " its student's: then only num, per_shard and storage of `experts` are read, and `initial_rate` should be given: experts.lr is no"
+        " guide to it",
     )
     stages: int = Field(4, ge=2, le=100, description="moments of the DINO run; read only with path staged")
 
