@@ -44,6 +44,17 @@ STEP_VERSION: dict[str, int] = {
 SUBSET_HORIZON = 80  # pre-training steps for a set that was selected, not matched: MKDT's own 40 steps, over two windows
 
 
+def engine_digest() -> str:
+    """Names what this engine computes: two with one digest compute the same for every kind of step."""
+    return digest(STEP_VERSION)[:12]
+
+
+def step_key(kind: str, params: dict[str, Any], inputs: Mapping[str, Iterable[str]]) -> str:
+    """What this engine calls the output of a step. inputs: role -> keys of the input steps, in order."""
+    keys = {role: list(names) for role, names in inputs.items()}
+    return digest({"kind": kind, "version": STEP_VERSION[kind], "params": params, "inputs": keys})
+
+
 @dataclass(frozen=True)
 class Step:
     """One unit of work. inputs: role -> names of earlier steps, in order. name is unique within its plan only."""
@@ -66,8 +77,7 @@ class Plan:
         if name not in self.steps:
             roles = {role: tuple(names) for role, names in inputs.items()}
             keys = {role: [self.steps[n].key for n in names] for role, names in roles.items()}
-            key = digest({"kind": kind, "version": STEP_VERSION[kind], "params": params, "inputs": keys})
-            self.steps[name] = Step(name, kind, params, roles, key, queue)
+            self.steps[name] = Step(name, kind, params, roles, step_key(kind, params, keys), queue)
         return name
 
     def __iter__(self) -> Any:

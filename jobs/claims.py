@@ -1,4 +1,4 @@
-"""Who may run a step: claims by compare-and-swap, leases by the database's clock, and the fence.
+"""Who may run which step: claims by compare-and-swap, leases by the database's clock, and the fence.
 
 `attempt` rises with every claim. Whoever writes on behalf of a step names its attempt, and writes nothing if that is no longer the
 current one: a worker that was frozen past its lease cannot disturb its successor.
@@ -16,7 +16,8 @@ from jobs.database import lock_graph, now
 from jobs.errors import LeaseLost
 from jobs.graph import after_failure, after_start, after_stop, after_success, is_wanted, move_steps, write_event
 from jobs.ids import new_id
-from jobs.models import Artifact, Step, StepInput
+from jobs.models import Artifact, Doorbell, Step, StepInput
+from jobs.order import next_step
 
 LEASE_SECONDS = 90.0
 LONGEST_TEXT = 10_000  # characters of an error's detail, hint or trace
@@ -68,8 +69,25 @@ class NewArtifact:
     size: int
 
 
+def take(session: Session, queue: str, worker: str, engine: str, *, lease_seconds: float = LEASE_SECONDS) -> Claim | None:
+    """Claim the step whose turn it is on a queue, among those that `engine` planned; None if none is ready.
+
+    A doorbell says no more than that there may be work on its queue, so one that comes late or twice is harmless.
+    """
+    lock_graph(session)
+    step_id = session.scalar(next_step(queue, engine))
+    if step_id is None:
+        return None
+    unsent = session.scalar(select(Doorbell.id).where(Doorbell.step_id == step_id).limit(1))
+    got = claim(session, step_id, worker, lease_seconds=lease_seconds)
+    if unsent is not None and (other := session.scalar(next_step(queue, engine))) is not None:
+        # The doorbell that led here was another step's, and the claim has removed the one of this step: they change places.
+        session.add(Doorbell(step_id=other, created_at=now(session)))
+    return got
+
+
 def claim(session: Session, step_id: str, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> Claim | None:
-    """Take a ready step; None if it is not ready, as after a message that came twice or late."""
+    """Take this step; None if it is not ready."""
     lock_graph(session)
     at = now(session)
     until = at + timedelta(seconds=lease_seconds)

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.models import LIVE_JOB, Dataset, Doorbell, Event, Job, JobStep, Step, StepInput
+from jobs.order import line_up, reprioritise
 from jobs.results import add_result
 
 # From each state, the states that may follow. Nothing follows an end.
@@ -80,10 +81,14 @@ def is_wanted() -> ColumnElement[bool]:
 
 
 def drop_unwanted(session: Session, job_ids: Collection[str], at: datetime) -> None:
-    """Cancel those steps of the jobs that have not begun and that nothing live needs. Running ones learn it from their heartbeat."""
+    """Cancel those steps of the jobs, which have ended, that have not begun and that nothing live needs.
+
+    Running ones learn it from their heartbeat; those that others share are as urgent as these others are.
+    """
     mine = select(JobStep.step_id).where(JobStep.job_id.in_(job_ids))
     for step_id in move_steps(session, "cancelled", at, Step.id.in_(mine), Step.state.in_(("blocked", "ready")), ~is_wanted()):
         write_event(session, "step_cancelled", at, step_id=step_id)
+    reprioritise(session, job_ids)
 
 
 def end_cancelling(session: Session, job_ids: Collection[str], at: datetime) -> None:
@@ -111,9 +116,12 @@ def after_success(session: Session, step_id: str, at: datetime) -> None:
     dependents = select(StepInput.step_id).where(StepInput.needs_id == step_id)
     fewer = update(Step).where(Step.id.in_(dependents), Step.state == "blocked").values(waiting=Step.waiting - 1).returning(Step.id)
     touched = list(session.scalars(fewer.execution_options(synchronize_session=False)))
-    for ready_id in move_steps(session, "ready", at, Step.id.in_(touched), Step.state == "blocked", Step.waiting == 0):
+    ready = move_steps(session, "ready", at, Step.id.in_(touched), Step.state == "blocked", Step.waiting == 0)
+    for ready_id in ready:
         write_event(session, "step_ready", at, step_id=ready_id)
-    finish_jobs(session, jobs_of(session, step_id, *LIVE_JOB), at)
+    jobs = jobs_of(session, step_id, *LIVE_JOB)
+    line_up(session, jobs, ready)
+    finish_jobs(session, jobs, at)
     end_cancelling(session, jobs_of(session, step_id, "cancelling"), at)
 
 
@@ -138,7 +146,9 @@ def after_failure(session: Session, step_id: str, at: datetime, code: str, detai
 def after_stop(session: Session, step_id: str, at: datetime) -> bool:
     """A running step was handed back: ready again if something live needs it, else cancelled. Returns whether it is ready."""
     ready = bool(move_steps(session, "ready", at, Step.id == step_id, Step.state == "running", is_wanted()))
-    if not ready:
+    if ready:
+        line_up(session, jobs_of(session, step_id, *LIVE_JOB), [step_id])
+    else:
         move_steps(session, "cancelled", at, Step.id == step_id, Step.state == "running")
     write_event(session, "step_released" if ready else "step_cancelled", at, step_id=step_id)
     end_cancelling(session, jobs_of(session, step_id, "cancelling"), at)

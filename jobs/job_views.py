@@ -12,6 +12,7 @@ from jobs.bodies import Error, EventView, JobView, Page, Progress, Queue, StepVi
 from jobs.database import now
 from jobs.errors import NotFound
 from jobs.models import Event, Job, JobLabel, JobStep, Result, Step
+from jobs.order import comes_before, rank
 from jobs.pages import page
 from jobs.phases import phase
 
@@ -91,12 +92,8 @@ def _queue(session: Session, steps: Sequence[Step]) -> Queue | None:
     waiting = [step for step in steps if step.state == "ready" and step.ready_at is not None]
     if not waiting or any(step.state == "running" for step in steps):
         return None
-    first = min(waiting, key=lambda step: (-step.priority, step.ready_at, step.id))
-    sooner = or_(
-        Step.priority > first.priority,
-        (Step.priority == first.priority) & or_(Step.ready_at < first.ready_at, (Step.ready_at == first.ready_at) & (Step.id < first.id)),
-    )
-    ahead = session.scalar(select(func.count()).select_from(Step).where(Step.state == "ready", Step.queue == first.queue, sooner)) or 0
+    first = min(waiting, key=rank)
+    ahead = session.scalar(select(func.count()).select_from(Step).where(comes_before(first))) or 0
     return Queue(position=ahead + 1, ahead=ahead)
 
 

@@ -129,7 +129,9 @@ class Step(Base):
     """One unit of work, shared by every job that needs its key.
 
     attempt is the fencing token: it rises with every claim, and whoever writes must hold the current one. waiting counts the inputs
-    that are not there yet. lost_at marks a succeeded step whose files have vanished: it stays as history and is not reused.
+    that are not there yet. turn is how many steps of its job run, or wait before it, on its queue: the smaller, the sooner. engine names
+    the engine that planned it, and only workers of the same one run it. lost_at marks a succeeded step whose files have vanished: it
+    stays as history and is not reused.
     """
 
     __tablename__ = "steps"
@@ -141,6 +143,8 @@ class Step(Base):
     params: Mapped[Json]
     state: Mapped[str]  # STEP_STATES
     priority: Mapped[int] = mapped_column(default=0)
+    turn: Mapped[int] = mapped_column(default=0, server_default="0")
+    engine: Mapped[str] = mapped_column(default="", server_default="")  # empty: planned before engines were noted
     waiting: Mapped[int] = mapped_column(default=0)
     attempt: Mapped[int] = mapped_column(default=0)
     failures: Mapped[int] = mapped_column(default=0)
@@ -169,7 +173,7 @@ class Step(Base):
         # At most one step of a key is under way or done: two jobs that need it share it.
         Index("uq_steps_key_counting", "key", unique=True, sqlite_where=_COUNTS, postgresql_where=_COUNTS),
         Index("ix_steps_state_lease_until", "state", "lease_until"),
-        Index("ix_steps_state_queue_priority_ready_at_id", "state", "queue", "priority", "ready_at", "id"),
+        Index("ix_steps_claim_order", "state", "queue", "engine", "priority", "turn", "ready_at", "id"),
     )
 
 

@@ -7,12 +7,13 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from ddcore.plan import Plan
+from ddcore.plan import Plan, engine_digest
 from ddcore.plan import Step as Planned
 from jobs.database import lock_graph, now
 from jobs.graph import end_cancelling, finish_jobs, jobs_of, move_jobs, write_event
 from jobs.ids import new_id
 from jobs.models import LIVE_STEP, Artifact, Doorbell, Job, JobLabel, JobStep, Step, StepInput
+from jobs.order import line_up
 from jobs.store import Store
 
 
@@ -91,6 +92,7 @@ def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int, max_
             state="blocked" if waiting else "ready",
             waiting=waiting,
             priority=priority,
+            engine=engine_digest(),
             max_attempts=max_attempts,
             created_at=at,
             ready_at=None if waiting else at,
@@ -107,6 +109,9 @@ def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int, max_
     shared = [row.id for row in fates.live.values()]
     raised = update(Step).where(Step.id.in_(shared), Step.priority < priority).values(priority=priority)
     session.execute(raised.execution_options(synchronize_session=False))
+    # Its key says that this engine would compute the same, so it need not wait for a worker of the engine that planned it first.
+    adopted = update(Step).where(Step.id.in_(shared), Step.state != "running").values(engine=engine_digest())
+    session.execute(adopted.execution_options(synchronize_session=False))
     session.flush()
     return rows
 
@@ -165,6 +170,7 @@ def submit(
         move_jobs(session, [job.id], "running", at)
     for step_id in running:  # a step that was to stop for a cancelled job now runs for this one: the other need not wait for it
         end_cancelling(session, jobs_of(session, step_id, "cancelling"), at)
+    line_up(session, [job.id], [row.id for key, row in rows.items() if key in fates.new])
     finish_jobs(session, [job.id], at)
     session.flush()
     session.refresh(job)

@@ -68,9 +68,12 @@ _supervisor: Supervisor | None = None  # of this pool child; made after the fork
 _main: Any = None  # the WorkController, in the main process
 
 
-@app.task(name=TASK)
-def run_step(step_id: str) -> None:
-    """Claim and supervise one step; returns when its attempt is over, or at once if the step is not ready."""
+@app.task(name=TASK, bind=True)
+def run_step(self: Any, step_id: str) -> None:
+    """Claim and supervise one step of the queue that the doorbell came by; returns when its attempt is over, or at once if there is none.
+
+    step_id: the step that rang. Which step runs is decided only now, so it may be another, more urgent one.
+    """
     if _supervisor is None:
         raise RuntimeError("a step was given to a process that is not a pool child")
     if _supervisor.draining:
@@ -78,7 +81,7 @@ def run_step(step_id: str) -> None:
     # While a step runs TERM means drain as well: a cold shutdown, or a service manager that signals every process.
     before = signal.signal(signal.SIGTERM, _drain)
     try:
-        _supervisor.run(step_id)
+        _supervisor.run(self.request.delivery_info["routing_key"])
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.orm import Session, sessionmaker
 
 from jobs import catalogue, claims, outbox
+from jobs.adoption import adopt
 from jobs.database import connect, sessions, transact
 from jobs.migrate import check_revision
 from jobs.settings import Settings, get_settings
@@ -107,6 +108,8 @@ def main() -> None:
         patiently(factory, lambda s: s.connection().closed, stop.wait)  # wait for the database, then look at its revision
         check_revision(engine)
         patiently(factory, catalogue.ensure_builtins, stop.wait)
+        if adopted := patiently(factory, adopt, stop.wait):
+            log.info("waiting steps of another engine that this one computes the same: %d", adopted)
         log.info("maintenance begins")
         Maintenance(settings, factory, make_app(settings.redis_url)).run(stop)
     except AWAY:

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from sqlalchemy.orm import Session, sessionmaker
 
+from ddcore.plan import engine_digest
 from jobs import claims
 from jobs.database import transact
 from jobs.errors import LeaseLost
@@ -53,14 +54,17 @@ class Supervisor:
         self.draining = False
         self._parent = os.getppid()
 
-    def run(self, step_id: str) -> str:
-        """Claim the step and see its attempt through; how that ended, in a word. A step that is not ready is left alone: "ignored"."""
+    def run(self, queue: str) -> str:
+        """Claim the step whose turn it is on a queue, and see its attempt through; how that ended, in a word.
+
+        "ignored": no step is ready there that this engine may run.
+        """
         lease = self.settings.lease_seconds
-        claim = self._commit(lambda s: claims.claim(s, step_id, self.name, lease_seconds=lease))
+        claim = self._commit(lambda s: claims.take(s, queue, self.name, engine_digest(), lease_seconds=lease))
         if claim is None:
-            log.debug("doorbell for a step that is not ready", extra={"step_id": step_id})
+            log.debug("doorbell, but no step is ready", extra={"queue": queue})
             return "ignored"
-        began = time.monotonic()
+        step_id, began = claim.step_id, time.monotonic()
         watch = _Watch(step_id, claim.attempt, began + self.settings.heartbeat_seconds)
         log.info("step claimed", extra=watch.ids | {"kind": claim.kind})
         self.launcher.start(step_id, claim.attempt)

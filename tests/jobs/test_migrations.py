@@ -53,6 +53,26 @@ def test_up_is_what_the_models_say_down_is_nothing_and_up_again(engine: Engine) 
         assert inspect(engine).get_table_names() == ["alembic_version"]
 
 
+def test_steps_keep_through_the_change_of_the_claim_order(engine: Engine) -> None:
+    upgrade(engine, "0001")
+    columns = "id, key, kind, queue, params, state, priority, waiting, attempt, failures, max_attempts, rings, created_at"
+    values = "'step_1', 'k', 'experts', 'gpu', '{}', 'ready', 7, 0, 2, 1, 3, 0, '2026-01-01 00:00:00'"
+    with engine.begin() as connection:
+        connection.execute(text(f"INSERT INTO steps ({columns}) VALUES ({values})"))
+
+    def read(more: str) -> tuple[object, ...]:
+        with engine.connect() as connection:
+            return tuple(connection.execute(text(f"SELECT id, state, priority, attempt{more} FROM steps")).one())
+
+    upgrade(engine, "0002")
+    assert read(", turn, engine") == ("step_1", "ready", 7, 2, 0, "")
+    downgrade(engine, "0001")
+    assert read("") == ("step_1", "ready", 7, 2)
+    assert "turn" not in {column["name"] for column in inspect(engine).get_columns("steps")}
+    upgrade(engine)
+    assert read(", turn, engine") == ("step_1", "ready", 7, 2, 0, "")
+
+
 def test_a_difference_between_tables_and_models_is_seen(engine: Engine) -> None:
     upgrade(engine)
     with engine.begin() as connection:

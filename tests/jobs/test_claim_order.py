@@ -1,0 +1,170 @@
+"""Which step a worker gets: the most urgent, then in turns between jobs, then the oldest; found by an index, however many wait."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import event, insert, text, update
+
+from ddcore.plan import engine_digest
+from jobs.cancel import cancel
+from jobs.claims import Claim, release, take
+from jobs.database import now
+from jobs.ids import new_id
+from jobs.models import Job, Step
+from jobs.outbox import relay
+from tests.jobs.harness import World, at_once, plan
+
+
+def next_claim(world: World, queue: str = "gpu", engine: str | None = None) -> Claim | None:
+    return world.database.write(lambda s: take(s, queue, "w", engine or engine_digest()))
+
+
+def claimed(world: World, count: int) -> list[str | None]:
+    """The ids of the steps that so many doorbells lead to."""
+    return [held.step_id if (held := next_claim(world)) else None for _ in range(count)]
+
+
+def steps(world: World, job_id: str, *names: str) -> list[str]:
+    return [world.step(job_id, name).id for name in names]
+
+
+def test_the_most_urgent_then_in_turns_then_the_oldest(world: World) -> None:
+    wide = world.submit(plan("a", "b", "c", "distill<a,b,c"))
+    small = world.submit(plan("d", "distill<d", seed=1))
+    late = world.submit(plan("e", "f", "distill<e,f", seed=2))
+    urgent = world.submit(plan("g", "h", "distill<g,h", seed=3), priority=1)
+    expected = [
+        *steps(world, urgent, "g", "h"),
+        *(world.step(job, name).id for job, name in ((wide, "a"), (small, "d"), (late, "e"), (wide, "b"), (late, "f"), (wide, "c"))),
+        None,
+    ]
+    assert claimed(world, 9) == expected
+
+
+def test_a_job_with_much_running_waits_for_one_with_little(world: World) -> None:
+    first = world.submit(plan("a", "b", "c", "d", "e", "distill<a,b,c,d,e"))
+    held = [next_claim(world) for _ in range(3)]
+    second = world.submit(plan("f", "g", "distill<f,g", seed=1))
+    assert held[0] is not None
+    world.finish(held[0])  # two of the first job's run on: its next turn is the third
+    assert claimed(world, 4) == [*steps(world, second, "f", "g"), *steps(world, first, "d", "e")]
+
+
+def test_a_step_that_was_handed_back_waits_behind_the_others_of_its_job(world: World) -> None:
+    first = world.submit(plan("a", "b", "distill<a,b"))
+    second = world.submit(plan("c", "distill<c", seed=1))
+    held = next_claim(world)
+    assert held is not None
+    world.database.write(lambda s: release(s, held.step_id, held.attempt))
+    assert claimed(world, 3) == [*steps(world, first, "b"), *steps(world, second, "c"), held.step_id]
+
+
+def test_places_are_the_order_of_claims(world: World) -> None:
+    jobs = [
+        world.submit(plan(*names, f"distill<{','.join(names)}", seed=seed), priority=priority)
+        for seed, (names, priority) in enumerate(((("a", "b", "c"), 0), (("d",), 0), (("e", "f"), 2), (("g", "h", "i"), 0)))
+    ]
+    told = {job: place.position for job in jobs if (place := world.job(job).queue)}
+    assert len(told) == 4
+    order = claimed(world, 9)
+    owners = [next(job for job in jobs if step_id in {step.id for step in world.job(job).steps}) for step_id in order]
+    assert told == {job: owners.index(job) + 1 for job in jobs}
+
+
+def test_a_far_place_counts_turns_and_not_all_that_wait(world: World) -> None:
+    names = [f"s{n}" for n in range(20)]
+    world.submit(plan(*names, "distill<" + ",".join(names)))
+    small = world.submit(plan("distill", seed=1))
+    place = world.job(small).queue
+    assert place is not None
+    assert (place.position, place.ahead) == (2, 1)
+    assert claimed(world, 2)[1] == world.step(small, "distill").id
+
+
+def test_queues_and_engines_are_apart(world: World) -> None:
+    job_id = world.submit(plan("distill"))
+    assert next_claim(world, "cpu") is None
+    assert next_claim(world, engine="of tomorrow") is None
+    assert next_claim(world) is not None
+    assert world.step(job_id, "distill").engine == engine_digest()
+
+
+def test_a_job_that_shares_a_waiting_step_brings_it_to_its_own_engine(world: World) -> None:
+    job_id = world.submit(plan("a", "distill<a"))
+    world.database.write(lambda s: s.execute(update(Step).values(engine="of yesterday")))
+    assert next_claim(world) is None
+    world.submit(plan("a", "distill<a"))
+    assert claimed(world, 1) == steps(world, job_id, "a")
+
+
+def test_what_is_shared_is_as_urgent_as_those_who_still_want_it(world: World) -> None:
+    job_id = world.submit(plan("a", "b<a", "distill<b"))
+    urgent = world.submit(plan("a", "b<a", "distill<b"), priority=5)
+    world.database.write(lambda s: cancel(s, urgent))
+    assert [world.step(job_id, name).priority for name in ("a", "b", "distill")] == [0, 0, 0]
+
+
+def test_of_many_workers_each_gets_another_step(world: World) -> None:
+    names = [f"s{n}" for n in range(8)]
+    job_id = world.submit(plan(*names, "distill<" + ",".join(names)))
+    got = at_once([lambda: next_claim(world)] * 10)
+    assert sorted(one.step_id for one in got if one) == sorted(steps(world, job_id, *names))
+    assert next_claim(world) is None, "a doorbell too many"
+
+
+def test_a_claim_leaves_as_many_doorbells_as_steps_that_wait(world: World) -> None:
+    first = world.submit(plan("distill"))
+    assert relay(world.database.sessions, lambda step, queue: None) == 1
+    world.submit(plan("distill", seed=1), priority=5)
+    assert claimed(world, 1) != steps(world, first, "distill")  # by the first job's doorbell, while the second's was not sent yet
+    assert world.doorbells() == steps(world, first, "distill")
+
+
+@pytest.mark.parametrize("spread", [1, 50])
+def test_a_claim_among_a_hundred_thousand_uses_the_index(world: World, spread: int) -> None:
+    """spread: how many priorities there are."""
+    add_many(world, 100_000, spread)
+    said: list[tuple[str, Any]] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
+        if statement.startswith("SELECT steps.id") and "LIMIT" in statement:
+            said.append((statement, parameters))
+
+    event.listen(world.database.engine, "before_cursor_execute", listen)
+    try:
+        held = next_claim(world)
+    finally:
+        event.remove(world.database.engine, "before_cursor_execute", listen)
+    assert held is not None
+    assert held.step_id == f"step_{spread - 1:06d}"
+    explain = {"sqlite": "EXPLAIN QUERY PLAN ", "postgresql": "EXPLAIN "}[world.database.engine.dialect.name]
+    with world.database.engine.connect() as connection:
+        how = "\n".join(str(row[-1]) for row in connection.exec_driver_sql(explain + said[0][0], said[0][1]))
+    assert how.count("ix_steps_claim_order") == 2, how
+    assert "Sort" not in how, how
+    assert "TEMP B-TREE" not in how, how
+    assert "Seq Scan" not in how, how
+
+
+def add_many(world: World, count: int, spread: int) -> None:
+    """So many ready steps of one queue, and a job for each thousand of them."""
+    with world.database.sessions.begin() as session:
+        at = now(session)
+        session.execute(
+            insert(Job),
+            [
+                {"id": new_id("job"), "kind": "distill", "state": "queued", "spec": {}, "resolved": {}, "created_at": at}
+                for _ in range(count // 1000)
+            ],
+        )
+        common = {"kind": "experts", "queue": "gpu", "params": {}, "state": "ready", "engine": engine_digest(), "max_attempts": 3}
+        session.execute(
+            insert(Step),
+            [
+                common
+                | {"id": f"step_{n:06d}", "key": f"{n:064x}", "priority": n % spread, "turn": n // 100, "created_at": at, "ready_at": at}
+                for n in range(count)
+            ],
+        )
+    with world.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE steps"))
