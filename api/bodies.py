@@ -78,3 +78,11 @@ class SweepBody(SweepSpec):
 
 # The model of each address that takes JSON; errors are explained with its fields.
 BODIES: dict[str, type[BaseModel]] = {"/distill": DistillBody, "/evaluate": EvaluateBody, "/observe": ObserveBody, "/sweeps": SweepBody}
+
+
+class ChangeBody(BaseModel):
+    """What is to change of a job; what is left out, or null, stays."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"priority": 10}]})
+    labels: Labels | None = None
+    priority: Priority | None = None

@@ -6,11 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from api.answers import job_body, with_links
+from api.bodies import ChangeBody
 from api.parameters import Cursor, Id, IdempotencyKey, Kind, Limit, State
 from api.routes.submissions import accepted
 from api.schemas import JobBody, JobPage
 from api.service import Running
-from jobs import cancel, create, views
+from jobs import cancel, change, create, views
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -32,6 +33,12 @@ def list_jobs(
 
 @router.get("/{job_id}", summary="One job: state, progress, place in the queue, steps, results")
 def get_job(service: Running, request: Request, job_id: Id) -> JobBody:
+    return job_body(service, request, job_id)
+
+
+@router.patch("/{job_id}", summary="Change a job's priority (from the next claim on) or its labels")
+def change_job(service: Running, request: Request, job_id: Id, body: ChangeBody) -> JobBody:
+    service.write(lambda session: change.change(session, job_id, priority=body.priority, labels=body.labels))
     return job_body(service, request, job_id)
 
 

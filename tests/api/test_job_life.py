@@ -119,6 +119,21 @@ def test_cancel_then_retry(client: TestClient, refused: Refused, worker: FakeWor
     assert [step["cached"] for step in again.json()["steps"]].count(True) == 1
 
 
+def test_priority_and_labels_change(client: TestClient, refused: Refused, worker: FakeWorker) -> None:
+    first, second = (client.post("/distill", json={**SMOKE, "dataset": name}).json() for name in ("digits-train", "digits-test"))
+    assert second["queue"]["position"] == 2
+    changed = client.patch(second["links"]["self"], json={"priority": 7, "labels": ["x"]})
+    assert changed.status_code == 200, changed.text
+    assert (changed.json()["priority"], changed.json()["labels"], changed.json()["queue"]["position"]) == (7, ["x"], 1)
+    assert client.get(first["links"]["self"]).json()["queue"]["position"] == 2
+    assert client.patch(second["links"]["self"], json={"priority": None}).json()["priority"] == 7
+    refused(client.patch(second["links"]["self"], json={"priority": 101}), 422, "invalid_request")
+    refused(client.patch(second["links"]["self"], json={"prioritty": 1}), 422, "invalid_request")
+    refused(client.patch("/jobs/job_unknown", json={"priority": 1}), 404, "not_found")
+    client.post(second["links"]["cancel"])
+    refused(client.patch(second["links"]["self"], json={"priority": 1}), 409, "conflict")
+
+
 def test_failed_job_says_which_step_why_and_what_to_try(client: TestClient, worker: FakeWorker) -> None:
     job = client.post("/distill", json=SMOKE).json()
     (first,) = worker.steps(job["id"], "ready")

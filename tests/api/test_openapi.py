@@ -17,7 +17,7 @@ CONTRACT = """
 GET /healthz  GET /readyz  GET /version  GET /metrics
 GET /datasets  POST /datasets  GET /datasets/{}  GET /datasets/{}/preview.png
 POST /distill  POST /evaluate  POST /observe  POST /sweeps
-GET /jobs  GET /jobs/{}  POST /jobs/{}/cancel  POST /jobs/{}/retry
+GET /jobs  GET /jobs/{}  PATCH /jobs/{}  POST /jobs/{}/cancel  POST /jobs/{}/retry
 GET /jobs/{}/events  GET /jobs/{}/metrics  GET /jobs/{}/artifacts  GET /jobs/{}/plots  GET /jobs/{}/plots/{}.{}
 GET /artifacts/{}  GET /artifacts/{}/content  HEAD /artifacts/{}/content  POST /artifacts
 GET /synthetic-sets  GET /synthetic-sets/{}  GET /synthetic-sets/{}/preview.png
