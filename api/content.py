@@ -1,17 +1,17 @@
-"""Immutable files over HTTP: strong ETag, conditional requests, ranges and exact HEAD, on top of Starlette's FileResponse."""
+"""Immutable files over HTTP: strong ETag, conditional requests, ranges and exact HEAD, wherever the store keeps them."""
 
 import re
-from datetime import datetime
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.problems import Refusal
+from jobs.bodies import ArtifactView
+from jobs.store import Store
 
 _RANGES = re.compile(r"bytes=[ \t]*(\d{0,18}-\d{0,18})([ \t]*,[ \t]*(\d{0,18}-\d{0,18}))*[ \t]*", re.ASCII)
 
@@ -24,21 +24,22 @@ class _WholeFile(FileResponse):
         await super().__call__({**scope, "headers": headers}, receive, send)
 
 
-def file_response(
-    request: Request, path: Path, *, sha256: str, size: int, filename: str, media_type: str, created_at: datetime, inline: bool = False
-) -> Response:
+def file_response(request: Request, store: Store, file: ArtifactView, *, inline: bool = False) -> Response:
     """Answer GET or HEAD for one immutable file (RFC 9110, sections 13 and 14).
 
     Ranges are for GET only; one that is malformed, or that lies only partly among several, is ignored as the RFC allows; one that
-    lies outside the file is refused with 416. sha256 is the ETag: the same bytes have the same tag wherever they are served.
+    lies outside the file is refused with 416. The sha256 is the ETag: the same bytes have the same tag wherever they are served.
+
+    From a store on a server, a download is redirected to the server, which answers ranges too; what a browser shows comes from here,
+    with the headers that guard it, and so does the rest of a download that names our ETag, which the server does not know.
     """
-    etag = f'"sha256:{sha256}"'
-    modified = format_datetime(created_at, usegmt=True)
+    etag = f'"sha256:{file.sha256}"'
+    modified = format_datetime(file.created_at, usegmt=True)
     headers = {
         "ETag": etag,
         "Last-Modified": modified,
         "Cache-Control": "private, max-age=31536000, immutable",
-        "Content-Disposition": _disposition(filename, inline),
+        "Content-Disposition": _disposition(file.name, inline),
         "X-Content-Type-Options": "nosniff",
     }
     if inline:
@@ -46,8 +47,28 @@ def file_response(
         headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
     if _matches(request.headers.get("if-none-match"), etag):
         return Response(None, 304, {name: headers[name] for name in ("ETag", "Last-Modified", "Cache-Control")})
-    kind = FileResponse if _range_applies(request, etag, modified, size) else _WholeFile
-    return kind(path, headers=headers, media_type=media_type)
+    in_part = _range_applies(request, etag, modified, file.size)
+    if path := store.here(file.sha256):
+        return (FileResponse if in_part else _WholeFile)(path, headers=headers, media_type=file.media_type)
+    ours = request.headers.get("if-range") in (etag, modified) or "if-match" in request.headers
+    if request.method == "GET" and not inline and not ours and (elsewhere := store.address(file.sha256)):
+        return RedirectResponse(elsewhere, 307, {"ETag": etag, "Cache-Control": "no-store"})
+    return _from_afar(request, store, file, headers, in_part)
+
+
+def _from_afar(request: Request, store: Store, file: ArtifactView, headers: dict[str, str], in_part: bool) -> Response:
+    """The file, or one range of it, passed on from the store's server; of several ranges, the whole file, as the RFC allows."""
+    asked = request.headers.get("range", "").removeprefix("bytes=").strip()
+    start, end, status = 0, file.size, 200
+    if in_part and "," not in asked:
+        first, _, last = asked.partition("-")
+        start = int(first) if first else max(file.size - int(last), 0)
+        end = min(int(last) + 1, file.size) if first and last else file.size
+        headers, status = headers | {"Content-Range": f"bytes {start}-{end - 1}/{file.size}"}, 206
+    headers = headers | {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
+    if request.method == "HEAD":
+        return Response(None, status, headers, file.media_type)
+    return StreamingResponse(store.pieces(file.sha256, start, end - start), status, headers, file.media_type)
 
 
 def _range_applies(request: Request, etag: str, modified: str, size: int) -> bool:
@@ -83,6 +104,7 @@ def _disposition(filename: str, inline: bool) -> str:
 FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file", "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
     206: {"description": "The range that was asked for"},
+    307: {"description": "The file is on the store's server: Location says where, for a while"},
     304: {"description": "Not modified: If-None-Match names the file's ETag"},
     416: {"description": "The range lies outside the file; Content-Range says how long it is"},
 }

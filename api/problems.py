@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from api.field_errors import field_problems
 from ddcore.errors import DdcoreError, Problem, SpecError
-from jobs.errors import BadCursor, Conflict, IdempotencyConflict, JobsError, NotFound, StoreFull
+from jobs.errors import BadCursor, Conflict, Damaged, IdempotencyConflict, JobsError, NotFound, StoreAway, StoreFull
 
 log = logging.getLogger("potstill.api")
 
@@ -157,7 +157,9 @@ async def on_jobs_error(request: Request, exc: Exception) -> Response:
     code = next((code for kind, code in _OF_JOBS if isinstance(exc, kind)), "bad_request")
     detail = with_hint(exc)
     errors = [Problem(("cursor",), exc.detail, request.query_params.get("cursor"), exc.hint)] if code == "invalid_request" else []
-    return problem_response(request.state.request_id, code, detail, errors)
+    if code in ("not_ready", "internal"):
+        log.error("%s", exc.detail)
+    return problem_response(request.state.request_id, code, detail, errors, {"Retry-After": "5"} if code == "not_ready" else None)
 
 
 async def on_database_away(request: Request, exc: Exception) -> Response:
@@ -191,6 +193,8 @@ _OF_JOBS: tuple[tuple[type[JobsError], str], ...] = (
     (IdempotencyConflict, "idempotency_conflict"),
     (Conflict, "conflict"),
     (StoreFull, "store_full"),
+    (StoreAway, "not_ready"),
+    (Damaged, "internal"),
     (BadCursor, "invalid_request"),
 )
 _BY_STATUS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}

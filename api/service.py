@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from api.shutdown import set_on_shutdown
 from jobs import catalogue, database, migrate
-from jobs.errors import WrongRevision
+from jobs.errors import StoreUnusable, WrongRevision
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import Store, open_store
 
 T = TypeVar("T")
 POLLERS = 4  # threads that look for news on behalf of event streams, however many watch
@@ -43,20 +43,29 @@ class Service:
 
 @asynccontextmanager
 async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
-    """Open the database and the store. Raises `WrongRevision` when the schema is not the one this code needs."""
+    """Open the database and the store. Raises `WrongRevision` when the schema is not the one this code needs, and `StoreUnusable`."""
     # As many requests at work as there are connections, or they would only wait for each other with a thread in hand.
     to_thread.current_default_thread_limiter().total_tokens = settings.database_pool + 4
+    store = await to_thread.run_sync(_open, settings)
     engine = await to_thread.run_sync(database.connect, settings)
     try:
         await to_thread.run_sync(_check, engine)
         readers, sessions = database.readers(engine), database.sessions(engine)
-        service = Service(settings, engine, readers, sessions, Store(settings.store), CapacityLimiter(POLLERS), asyncio.Event())
+        service = Service(settings, engine, readers, sessions, store, CapacityLimiter(POLLERS), asyncio.Event())
         await to_thread.run_sync(service.write, catalogue.ensure_builtins)
         app.state.service = service
         with set_on_shutdown(service.stopping):
             yield
     finally:
         engine.dispose()
+
+
+def _open(settings: Settings) -> Store:
+    try:
+        return open_store(settings)
+    except StoreUnusable as error:
+        log.critical("the API does not start: %s; %s", error.detail, error.hint)
+        raise
 
 
 def _check(engine: Engine) -> None:

@@ -7,7 +7,7 @@ RUN python -m venv /opt/potstill
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 # Dependencies first, in a layer of their own: it is built again only when they change.
-RUN touch README.md LICENSE && /opt/potstill/bin/pip install --constraint constraints.txt '.[api]'
+RUN touch README.md LICENSE && /opt/potstill/bin/pip install --constraint constraints.txt '.[api,s3]'
 COPY . .
 RUN /opt/potstill/bin/pip install --no-deps --force-reinstall .
 

@@ -1,5 +1,6 @@
 """Teachers that exist: safetensors files that a user sent, checked by their header alone."""
 
+import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,21 +13,25 @@ from ddcore.specs import BackboneSpec
 from jobs.database import now
 from jobs.ids import new_id
 from jobs.models import Artifact
-from jobs.store import Store
+from jobs.store import Blob, Store
 
 KINDS = ("checkpoint", "teacher")  # a teacher that a job trained may be given to another
 LOC = ("teacher", "checkpoint")
 MOST_NAMED = 3  # tensors that a message lists
 
 
-def add_checkpoint(session: Session, store: Store, path: Path, name: str) -> Artifact:
-    """Put the safetensors file at `path` in the store; the same bytes again give the same artifact. Raises `DdcoreError` bad_checkpoint.
+def read_checkpoint(store: Store, path: Path, name: str) -> Blob:
+    """Check the safetensors file at `path` and put it in the store; slow, so no transaction may be open.
 
-    Do not use the session before: the copy is slow, and no transaction should wait for it.
+    Raises `DdcoreError` bad_checkpoint, `StoreFull`.
     """
     if not shapes_in(path):
         raise DdcoreError("bad_checkpoint", f"{name} holds no tensors", "save the backbone's state dict with safetensors")
-    blob = store.put(path)
+    return store.put(path, name=name)
+
+
+def add_checkpoint(session: Session, blob: Blob, name: str) -> Artifact:
+    """Add the artifact of a checkpoint that is in the store; the same bytes again are the same artifact."""
     here = select(Artifact).where(Artifact.sha256 == blob.sha256, Artifact.kind == "checkpoint", Artifact.step_id.is_(None))
     artifact = session.scalars(here).first()
     if artifact is None:
@@ -46,6 +51,13 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         raise DdcoreError("bad_checkpoint", f"not a safetensors file: {error}", "save the state dict with safetensors") from error
 
 
+def shapes_stored(store: Store, sha256: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of a stored file that was checked when it came; only its header is read."""
+    length = int.from_bytes(b"".join(store.pieces(sha256, 0, 8)), "little")
+    header = json.loads(b"".join(store.pieces(sha256, 8, length)))
+    return {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+
+
 def resolve(
     session: Session, store: Store, artifact_id: str, backbone: BackboneSpec, image_shape: tuple[int, int, int]
 ) -> tuple[str | None, list[Problem]]:
@@ -58,7 +70,7 @@ def resolve(
         return None, [Problem(LOC, "the file of this checkpoint is gone from the store", artifact_id, "upload it again")]
     channels, height, width = image_shape
     expected = expected_shapes(backbone, channels, (height, width))
-    misfits = [] if expected is None else _misfits(expected, shapes_in(store.path(artifact.sha256)))
+    misfits = [] if expected is None else _misfits(expected, shapes_stored(store, artifact.sha256))
     if misfits:
         more = f", and {len(misfits) - MOST_NAMED} more" if len(misfits) > MOST_NAMED else ""
         message = f"does not fit backbone {backbone.name}: {'; '.join(misfits[:MOST_NAMED])}{more}"

@@ -63,6 +63,25 @@ class StoreFull(JobsError):
         self.needed = needed
 
 
+class StoreAway(JobsError):
+    """The artifact store's server does not answer, or refuses, also after some tries."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(f"the artifact store cannot be used just now: {said}", "try again in a moment; if it stays so, check its settings")
+
+
+class StoreUnusable(JobsError):
+    """The artifact store that the settings name cannot be opened."""
+
+
+class Damaged(JobsError):
+    """A stored file's bytes no longer have its name."""
+
+    def __init__(self, sha256: str) -> None:
+        super().__init__(f"the stored file {sha256[:12]} is damaged", "bring it back from a backup, or remove it and retry the job")
+        self.sha256 = sha256
+
+
 class WrongRevision(JobsError):
     """The database's schema is not the one that this code was written for."""
 

@@ -4,8 +4,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+S3 = "s3://"
 
 
 class Settings(BaseSettings):
@@ -17,7 +19,13 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; a SQLite file in `home` when empty")
     database_pool: int = Field(10, ge=1, le=200, description="connections a process may hold")
     redis_url: str = "redis://localhost:6379/0"
-    store: Path = Field(Path(), description="folder of the artifact store; `home`/blobs when not set")
+    store: str = Field("", description="the artifact store: a folder, or s3://bucket/prefix; `home`/blobs when not set")
+    store_endpoint: str = Field("", description="URL of an S3-compatible server; AWS when not set. As all of S3, also from AWS_* variables")
+    store_public_endpoint: str = Field("", description="URL by which those who download reach that server, where it is another")
+    store_region: str = Field("", description="region of the bucket; us-east-1 when nothing says otherwise")
+    store_access_key_id: str = ""
+    store_secret_access_key: SecretStr = SecretStr("")
+    store_url_seconds: int = Field(3600, ge=1, le=7 * 24 * 3600, description="how long the address of a download holds")
     scratch: Path = Field(Path(), description="work folders of running steps and downloads; `home`/scratch when not set")
 
     lease_seconds: float = Field(90.0, gt=0.0)
@@ -31,7 +39,7 @@ class Settings(BaseSettings):
     max_images: int = Field(2_000_000, ge=1)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     threads: int = Field(0, ge=0, description="torch's CPU threads in a runner; one a core when 0")
-    cache_bytes: int = Field(50 * 1024**3, ge=0, description="inputs of earlier steps that a worker keeps at hand")
+    cache_bytes: int = Field(50 * 1024**3, ge=0, description="stored files that a worker keeps at hand; the least recently used go")
     log_level: str = "info"
     log_json: bool = Field(False, description="a JSON object a line, for a log collector; else text for people")
 
@@ -43,9 +51,18 @@ class Settings(BaseSettings):
         home = Path(values.get("home") or "~/.potstill").expanduser().absolute()
         values["home"] = home
         values["database_url"] = values.get("database_url") or f"sqlite:///{home / 'potstill.db'}"
-        values["store"] = Path(values.get("store") or home / "blobs").expanduser().absolute()
+        store = str(values.get("store") or home / "blobs")
+        values["store"] = store if store.startswith(S3) else str(Path(store).expanduser().absolute())
         values["scratch"] = Path(values.get("scratch") or home / "scratch").expanduser().absolute()
         return values
+
+    @model_validator(mode="after")
+    def _store_can_be_opened(self) -> Self:
+        if self.store.startswith(S3) and not self.store.removeprefix(S3).partition("/")[0]:
+            raise ValueError(f"store is {self.store!r}, which names no bucket; write s3://bucket or s3://bucket/prefix")
+        if bool(self.store_access_key_id) != bool(self.store_secret_access_key.get_secret_value()):
+            raise ValueError("store_access_key_id and store_secret_access_key belong together: set both or neither")
+        return self
 
     @model_validator(mode="after")
     def _heart_beats_in_time(self) -> Self:

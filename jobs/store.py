@@ -1,17 +1,22 @@
-"""The artifact store: immutable files in a local folder, each named by its sha256."""
+"""The artifact store: immutable files, each named by its sha256, in a local folder or (`jobs.object_store`) on an S3-compatible server."""
 
 import errno
 import hashlib
+import importlib
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from jobs.errors import NotFound, StoreFull
+from jobs.errors import Damaged, NotFound, StoreFull, StoreUnusable
+from jobs.settings import S3, Settings
 
 PIECE = 1 << 20
+Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -23,35 +28,90 @@ class Blob:
 
 
 @dataclass(frozen=True)
-class Store:
-    """`root/sha256/ab/abcd…`. A file is there whole or not at all; one that no row names is harmless."""
+class Store(ABC):
+    """Files under `sha256/ab/abcd…`. A file is there whole or not at all; one that no row names is harmless.
+
+    tick: called between the pieces of a long transfer. A store on a server raises `StoreAway` while it does not answer.
+    """
+
+    tick: Tick = field(default=lambda: None, kw_only=True)
+
+    @abstractmethod
+    def put(self, source: Path, *, name: str = "") -> Blob:
+        """Copy `source` into the store; nobody sees it before it is whole. Raises `StoreFull`.
+
+        name: what a download that goes past the API is to be called; where bytes come again under another name, the first one stays.
+        """
+
+    @abstractmethod
+    def size(self, sha256: str) -> int:
+        """Bytes. Raises `NotFound`."""
+
+    @abstractmethod
+    def pieces(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` on, at most `length` of them, as they are stored. Raises `NotFound`, perhaps not before the first."""
+
+    @abstractmethod
+    def place(self, sha256: str, at: Path) -> None:
+        """Make the verified file appear at `at`, where nobody may write to it. Raises `NotFound`, `Damaged`."""
+
+    @abstractmethod
+    def here(self, sha256: str) -> Path | None:
+        """Where the file lies on this machine, or would; None if the store is elsewhere."""
+
+    @abstractmethod
+    def address(self, sha256: str) -> str | None:
+        """Where anybody may fetch the file for a while, without this service; None if nowhere."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises `StoreAway` or `OSError` if the store cannot be used."""
+
+    def exists(self, sha256: str) -> bool:
+        try:
+            self.size(sha256)
+        except NotFound:
+            return False
+        return True
+
+    def read(self, sha256: str) -> bytes:
+        """The verified bytes of a small file. Raises `NotFound`, `Damaged`."""
+        return b"".join(self.verified(sha256))
+
+    def verified(self, sha256: str) -> Iterator[bytes]:
+        """All bytes of the file; raises `Damaged` behind the last one if they do not have their name."""
+        digest = hashlib.sha256()
+        for piece in self.pieces(sha256):
+            digest.update(piece)
+            self.tick()
+            yield piece
+        if digest.hexdigest() != sha256:
+            raise Damaged(sha256)
+
+    def verify(self, sha256: str) -> bool:
+        """Whether the file is there and its bytes still have their name."""
+        try:
+            for _ in self.verified(sha256):
+                pass
+        except (NotFound, Damaged):
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class FolderStore(Store):
+    """A folder that every process shares."""
 
     root: Path
 
-    def path(self, sha256: str) -> Path:
-        """Where the file lies, or would."""
-        if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
-            raise NotFound("file", sha256)
-        return self.root / "sha256" / sha256[:2] / sha256
-
-    def exists(self, sha256: str) -> bool:
-        return self.path(sha256).is_file()
-
-    def size(self, sha256: str) -> int:
-        """Bytes. Raises `NotFound`."""
-        try:
-            return self.path(sha256).stat().st_size
-        except FileNotFoundError as error:
-            raise NotFound("file", sha256) from error
-
-    def put(self, source: Path) -> Blob:
-        """Copy `source` into the store: written aside, hashed on the way, flushed to disk, then moved into place. Raises `StoreFull`."""
+    def put(self, source: Path, *, name: str = "") -> Blob:
+        """Written aside, hashed on the way, flushed to disk, then moved into place."""
         aside = self.root / "aside" / secrets.token_hex(16)
         try:
             aside.parent.mkdir(parents=True, exist_ok=True)
             with source.open("rb") as reader, aside.open("xb") as writer:
-                blob = _copy(reader, writer)
-            place = self.path(blob.sha256)
+                blob = _copy(reader, writer, self.tick)
+            place = self.here(blob.sha256)
             if not (place.is_file() and place.stat().st_size == blob.size):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(aside, place)
@@ -64,31 +124,74 @@ class Store:
         finally:
             aside.unlink(missing_ok=True)
 
-    def verify(self, sha256: str) -> bool:
-        """Whether the file is there and its bytes still have their name."""
-        if not self.exists(sha256):
-            return False
-        with self.path(sha256).open("rb") as reader:
-            return hashlib.file_digest(reader, "sha256").hexdigest() == sha256
+    def size(self, sha256: str) -> int:
+        try:
+            return self.here(sha256).stat().st_size
+        except FileNotFoundError as error:
+            raise NotFound("file", sha256) from error
+
+    def pieces(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        try:
+            reader = self.here(sha256).open("rb")
+        except FileNotFoundError as error:
+            raise NotFound("file", sha256) from error
+        with reader:
+            reader.seek(start)
+            left = self.size(sha256) - start if length is None else length
+            while left > 0 and (piece := reader.read(min(left, PIECE))):
+                left -= len(piece)
+                yield piece
 
     def place(self, sha256: str, at: Path) -> None:
-        """Make the file appear at `at`, without a copy where the file system allows; nobody may write to it. Raises `NotFound`."""
-        source = self.path(sha256)
-        if not source.is_file():
-            raise NotFound("file", sha256)
+        """Without a copy where the file system allows."""
+        for _ in self.verified(sha256):
+            pass
+        source = self.here(sha256)
         at.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(source, at)
         except OSError:
             shutil.copyfile(source, at)
+            at.chmod(0o444)
+
+    def here(self, sha256: str) -> Path:
+        return self.root / blob_key(sha256)
+
+    def address(self, sha256: str) -> None:
+        return None
+
+    def check(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / ".writable").touch()
 
 
-def _copy(reader: IO[bytes], writer: IO[bytes]) -> Blob:
+def open_store(settings: Settings, tick: Tick = lambda: None) -> Store:
+    """The store that the settings name. Raises `StoreUnusable` if what it needs is not installed or not set."""
+    if not settings.store.startswith(S3):
+        return FolderStore(Path(settings.store), tick=tick)
+    try:  # by name: who keeps files in a folder need not have the library
+        module = importlib.import_module("jobs.object_store")
+    except ModuleNotFoundError as error:
+        detail = f"POTSTILL_STORE is {settings.store!r}, but {error.name} is not installed"
+        raise StoreUnusable(detail, "pip install 'potstill[s3]'") from error
+    opened: Store = module.open_bucket(settings, tick)
+    return opened
+
+
+def blob_key(sha256: str) -> str:
+    """Where a file lies below the root of any store. Raises `NotFound` for what is no sha256."""
+    if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
+        raise NotFound("file", sha256)
+    return f"sha256/{sha256[:2]}/{sha256}"
+
+
+def _copy(reader: IO[bytes], writer: IO[bytes], tick: Tick) -> Blob:
     digest, size = hashlib.sha256(), 0
     while piece := reader.read(PIECE):
         writer.write(piece)
         digest.update(piece)
         size += len(piece)
+        tick()
     writer.flush()
     os.fsync(writer.fileno())
     os.fchmod(writer.fileno(), 0o444)

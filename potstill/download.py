@@ -63,7 +63,8 @@ def _attempt(http: httpx.Client, url: str, target: Target, on_progress: Callable
     have = _size(target.part)
     known = target.tag.read_text() if target.tag.exists() else ""
     headers = {"Range": f"bytes={have}-", "If-Range": known} if have and known else {}
-    with http.stream("GET", url, headers={**headers, "Accept-Encoding": "identity"}) as response:
+    # The service may send us to a server that keeps its files. That one has tags of its own: those of the service name the bytes.
+    with http.stream("GET", url, headers={**headers, "Accept-Encoding": "identity"}, follow_redirects=True) as response:
         if response.status_code == 416:  # nothing is missing, or the file is another: verify, or begin again
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
             if total == str(have):
@@ -74,7 +75,7 @@ def _attempt(http: httpx.Client, url: str, target: Target, on_progress: Callable
             response.read()
             check(response)
         go_on = response.status_code == 206
-        etag: str = response.headers.get("ETag", "")
+        etag: str = next((answer.headers["ETag"] for answer in (*response.history, response) if "ETag" in answer.headers), "")
         target.tag.write_text(etag)
         done = have if go_on else 0
         total = done + int(response.headers.get("Content-Length", 0))

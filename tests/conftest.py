@@ -24,6 +24,7 @@ from jobs import catalogue, migrate
 from jobs.database import connect, readers, sessions, transact
 from jobs.models import Base
 from jobs.settings import Settings
+from tests.object_server import ObjectServer
 
 T = TypeVar("T")
 
@@ -100,6 +101,14 @@ def redis_url() -> Iterator[str]:
     server.kill()
     server.wait()
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[ObjectServer]:
+    server = ObjectServer()
+    server.start()
+    yield server
+    server.stop()
 
 
 @dataclass(frozen=True)

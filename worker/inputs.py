@@ -1,4 +1,4 @@
-"""A local, bounded cache of finished steps' files: read-only folders that the engine reads as if it had just written them."""
+"""A local, bounded cache of stored files: read-only folders that the engine reads as if it had just written them."""
 
 import contextlib
 import errno
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ddcore.errors import DdcoreError
 from jobs.claims import InputFile
-from jobs.errors import NotFound
-from jobs.store import Store
+from jobs.errors import Damaged, NotFound
+from jobs.store import PIECE, Store
 
-_ABANDONED = 3600.0  # seconds after which a half-made folder belongs to nobody
+_ABANDONED = 12 * 3600.0  # seconds after which a half-made folder belongs to nobody; large files come slowly from a server
 _HINT = "retry the job: what is missing is computed again"
 
 
@@ -35,11 +35,23 @@ class InputCache:
         """The folder that holds exactly `files`, locked. Raises `DdcoreError` missing_input if one is absent or damaged."""
         listing = "\n".join(f"{f.name} {f.sha256}" for f in sorted(files, key=lambda f: f.name))
         path = self.root / hashlib.sha256(listing.encode()).hexdigest()[:32]
-        while True:
-            if path in self._locks or self._lock(path):
-                os.utime(path)
-                return path
-            self._make(path, files)
+        made = False
+        while path not in self._locks:
+            if not self._lock(path):
+                self._make(path, files)
+                made = True
+            elif not made and not all(self._intact(path / file.name, file.sha256) for file in files):
+                self._push_aside(path)
+        os.utime(path)
+        return path
+
+    def file(self, sha256: str) -> Path:
+        """One stored file, in a folder of its own. Raises `DdcoreError` missing_input."""
+        try:
+            size = self.store.size(sha256)
+        except NotFound:
+            raise DdcoreError("missing_input", f"the stored file {sha256[:12]} is gone", "send the file again") from None
+        return self.folder([InputFile(sha256, sha256, size)]) / sha256
 
     def close(self) -> None:
         """Let go of the folders in use, then evict down to the limit."""
@@ -57,7 +69,7 @@ class InputCache:
         total = sum(size for _, size, _ in found)
         for used, size, path in sorted(found):
             if path.name.startswith(".") and used < time.time() - _ABANDONED:
-                shutil.rmtree(path, ignore_errors=True)
+                _discard(path)
             elif not path.name.startswith(".") and total > self.limit and self._remove(path):
                 total -= size
 
@@ -75,6 +87,25 @@ class InputCache:
         os.close(descriptor)
         return False
 
+    def _intact(self, path: Path, sha256: str) -> bool:
+        """Whether a kept file still has the bytes that it came with."""
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as reader:
+                while piece := reader.read(PIECE):
+                    digest.update(piece)
+                    self.store.tick()
+        except OSError:
+            return False
+        return digest.hexdigest() == sha256
+
+    def _push_aside(self, path: Path) -> None:
+        """Give up a damaged folder. Whoever reads in it now may go on; it is removed when it belongs to nobody."""
+        os.close(self._locks.pop(path))
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.utime(path)
+            path.rename(tempfile.mkdtemp(prefix=".damaged-", dir=self.root))
+
     def _make(self, path: Path, files: Sequence[InputFile]) -> None:
         aside = Path(tempfile.mkdtemp(prefix=".making-", dir=self.root))
         try:
@@ -90,8 +121,8 @@ class InputCache:
             self.store.place(file.sha256, target)
         except NotFound:
             raise DdcoreError("missing_input", f"the stored file {file.name} ({file.sha256[:12]}) is gone", _HINT) from None
-        if target.stat().st_size != file.size:
-            raise DdcoreError("missing_input", f"the stored file {file.name} ({file.sha256[:12]}) is damaged", _HINT)
+        except Damaged as error:
+            raise DdcoreError("missing_input", f"the stored file {file.name} ({file.sha256[:12]}) is damaged", error.hint) from None
 
     def _remove(self, path: Path) -> bool:
         try:

@@ -1,6 +1,7 @@
-"""Transactions that outlast a database that is away for a while."""
+"""Work that outlasts a database, or an artifact store, that is away for a while."""
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,10 +9,12 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, Time
 from sqlalchemy.orm import Session, sessionmaker
 
 from jobs.database import transact
+from jobs.errors import StoreAway
 
 AWAY = (OperationalError, InterfaceError, InternalError, TimeoutError)  # what SQLAlchemy raises when the database cannot be reached
 
 _LONGEST = 10.0  # seconds between two tries
+_STORE_AWAY = 600.0  # seconds: a store that is set up wrongly is never back
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,22 @@ def patiently(sessions: sessionmaker[Session], work: Callable[[Session], T], wai
             if pause == 0.5:
                 log.warning("the database cannot be reached; trying again: %s", _first_line(error))
             if wait(pause):
+                raise
+            pause = min(2 * pause, _LONGEST)
+
+
+def with_store(work: Callable[[], T], wait: Callable[[float], bool]) -> T:
+    """Do `work`, again while the artifact store is away, for up to ten minutes in all; so an outage costs no attempt.
+
+    wait(seconds) pauses and says whether to give up. Then, and at the end, the store's own error is raised.
+    """
+    pause, until = 0.5, time.monotonic() + _STORE_AWAY
+    while True:
+        try:
+            return work()
+        except StoreAway as error:
+            log.warning("%s", error.detail)
+            if time.monotonic() > until or wait(pause):
                 raise
             pause = min(2 * pause, _LONGEST)
 

@@ -22,15 +22,15 @@ from ddcore.run import choose_device, run_step, set_deterministic
 from ddcore.task import Resources
 from jobs import claims
 from jobs.database import connect, sessions
-from jobs.errors import LeaseLost, StoreFull
+from jobs.errors import LeaseLost, StoreAway, StoreFull
 from jobs.records import record
 from jobs.settings import Settings, get_settings
-from jobs.store import Store
+from jobs.store import open_store
 from worker import logs, outputs
 from worker.exits import Exit
 from worker.inputs import InputCache
 from worker.lineage import die_with_parent, watch_parent
-from worker.patience import AWAY, patiently
+from worker.patience import AWAY, patiently, with_store
 from worker.recorder import Recorder
 from worker.workplace import Workplace
 
@@ -72,10 +72,10 @@ class _Runner:
 
     def __init__(self, settings: Settings, factory: sessionmaker[Session], step_id: str, attempt: int) -> None:
         self.settings, self.sessions, self.step_id, self.attempt = settings, factory, step_id, attempt
-        self.store = Store(settings.store)
         self.stop, self.lost = threading.Event(), threading.Event()
         self.ids: dict[str, object] = {"step_id": step_id, "attempt": attempt}
         self._last_sign = 0.0
+        self.store = open_store(settings, self._sign)
 
     def run(self) -> Exit:
         try:
@@ -88,6 +88,8 @@ class _Runner:
         except AWAY:
             return Exit.STOPPED  # asked to stop while the database was away
         except Exception as error:
+            if isinstance(error, StoreAway) and self.stop.is_set():
+                return Exit.LOST if self.lost.is_set() else Exit.STOPPED
             log.warning("step fails", exc_info=error, extra=self.ids)
             return self._fail(error)
 
@@ -98,11 +100,12 @@ class _Runner:
         cache = InputCache(self.settings.scratch / "inputs", self.store, self.settings.cache_bytes)
         recorder = Recorder(self.sessions, self.step_id, self.attempt, self._on_lost)
         try:
-            inputs = {role: [self._alive(cache.folder, files) for files in steps] for role, steps in work.inputs.items()}
+            inputs = {role: [self._stored(cache.folder, files) for files in steps] for role, steps in work.inputs.items()}
             set_deterministic(self.settings.threads or None)
             reporter = Reporter(sink=lambda event: self._say(recorder, event), should_stop=self.stop.is_set)
             device = choose_device(self.settings.device)
-            summary = run_step(work.kind, work.params, inputs, place.out, place.work, reporter, device, self._resources(work.params))
+            resources = self._resources(work.params, cache)
+            summary = run_step(work.kind, work.params, inputs, place.out, place.work, reporter, device, resources)
             artifacts = self._keep(place.out)
         finally:
             rest = recorder.close()
@@ -121,16 +124,16 @@ class _Runner:
         kinds = outputs.kinds_of(path.name for path in out.iterdir())
         artifacts = []
         for name, kind in kinds.items():
-            blob = self._alive(self.store.put, out / name)
+            blob = self._stored(self.store.put, out / name, name=name)
             artifacts.append(claims.NewArtifact(name, kind, outputs.media_type_of(name), blob.sha256, blob.size))
         return artifacts
 
-    def _resources(self, params: dict[str, Any]) -> Resources:
+    def _resources(self, params: dict[str, Any], cache: InputCache) -> Resources:
         archive = params.get("source", {}).get("archive")
         checkpoint = params.get("teacher", {}).get("checkpoint")
         return Resources(
-            archives={archive: self.store.path(archive)} if archive else {},
-            checkpoints={checkpoint: self.store.path(checkpoint)} if checkpoint else {},
+            archives={archive: self._stored(cache.file, archive)} if archive else {},
+            checkpoints={checkpoint: self._stored(cache.file, checkpoint)} if checkpoint else {},
             downloads=self.settings.scratch / "downloads",
         )
 
@@ -149,7 +152,7 @@ class _Runner:
         return patiently(self.sessions, work, self._wait)
 
     def _wait(self, seconds: float) -> bool:
-        self._sign()  # waiting for the database on purpose is not hanging
+        self._sign()  # waiting on purpose is not hanging
         return self.stop.wait(seconds)
 
     def _on_lost(self) -> None:
@@ -160,10 +163,10 @@ class _Runner:
         self._sign()
         recorder(event)
 
-    def _alive(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function that may take long between two signs of life."""
+    def _stored(self, function: Callable[..., T], *args: Any, **named: Any) -> T:
+        """Call a function that needs the store, which may be away for a while."""
         self._sign()
-        return function(*args)
+        return with_store(lambda: function(*args, **named), self._wait)
 
     def _sign(self) -> None:
         """A sign of life: the supervisor watches the age of the file that our standard output goes to."""
@@ -183,6 +186,8 @@ def explain(error: Exception) -> tuple[str, str, str, bool]:
         return "out_of_memory", text.splitlines()[0], "smaller batches, a smaller student or fewer images", False
     if isinstance(error, StoreFull) or "No space left on device" in text:
         return "internal", f"the worker's disk is full: {text.splitlines()[0]}", "free some space, then retry the job", True
+    if isinstance(error, StoreAway):
+        return "internal", error.detail, error.hint, True
     detail = f"an unexpected {type(error).__name__}: {' '.join(text.split())}"
     hint = "this is a fault of potstill or of its installation: please report it, with the traceback in the job's events"
     return "internal", detail if len(detail) <= _LONGEST else f"{detail[: _LONGEST - 1]}…", hint, True

@@ -23,16 +23,7 @@ INLINE = ("image/", "application/json", "text/markdown", "text/plain")  # what a
 def send(service: Service, request: Request, artifact: ArtifactView) -> Response:
     """The bytes of one artifact."""
     service.store.size(artifact.sha256)  # absent: refuse now, before the status line
-    return file_response(
-        request,
-        service.store.path(artifact.sha256),
-        sha256=artifact.sha256,
-        size=artifact.size,
-        filename=artifact.name,
-        media_type=artifact.media_type,
-        created_at=artifact.created_at,
-        inline=artifact.media_type.startswith(INLINE),
-    )
+    return file_response(request, service.store, artifact, inline=artifact.media_type.startswith(INLINE))
 
 
 def send_file_of(service: Service, request: Request, job_id: str, name: str) -> Response:
@@ -78,7 +69,8 @@ async def upload_checkpoint(service: Running, request: Request, response: Respon
         name = (upload.fields.get("name") or upload.filename).removesuffix(".safetensors") + ".safetensors"
 
         def add() -> ArtifactView:
-            made = service.write(lambda session: checkpoints.add_checkpoint(session, service.store, upload.path, name).id)
+            blob = checkpoints.read_checkpoint(service.store, upload.path, name)
+            made = service.write(lambda session: checkpoints.add_checkpoint(session, blob, name).id)
             with service.read() as session:
                 return views.artifact(session, made)
 

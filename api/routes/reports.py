@@ -19,7 +19,7 @@ def get_report(service: Running, request: Request, report_id: Id) -> ReportBody:
         view = views.report(session, report_id)
         name, plot = ("ranking", "ranking") if view.synthetic_set_id is None else ("report", "comparison")
         files = {form: views.job_file(session, view.job_id, f"{name}.{form}") for form in ("json", "md")}
-    contents = json.loads(service.store.path(files["json"].sha256).read_bytes())
+    contents = json.loads(service.store.read(files["json"].sha256))
     links = {
         "self": address(request, f"/reports/{view.id}"),
         "job": address(request, f"/jobs/{view.job_id}"),

@@ -66,9 +66,7 @@ def _database(service: Service) -> None:
 
 
 def _store(service: Service) -> None:
-    probe = service.settings.store / ".writable"
-    probe.parent.mkdir(parents=True, exist_ok=True)
-    probe.touch()
+    service.store.check()
 
 
 def _redis(service: Service) -> None:

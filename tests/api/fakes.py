@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 
 from jobs import bodies, claims, database, records, views
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import open_store
 
 Refused = Callable[..., dict[str, Any]]
 
@@ -49,7 +49,7 @@ class FakeWorker:
     def __init__(self, settings: Settings) -> None:
         engine = database.connect(settings)
         self.sessions, self.readers = database.sessions(engine), database.readers(engine)
-        self.store, self.scratch = Store(settings.store), settings.scratch
+        self.store, self.scratch = open_store(settings), settings.scratch
         self.scratch.mkdir(parents=True)
         self.dispose = engine.dispose
 

@@ -6,6 +6,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_pictures_are_shown_and_scripts_in_them_stay_dead(gallery: tuple[TestCli
 
 def test_file_that_vanished_is_refused(client: TestClient, refused: Refused, settings: Settings) -> None:
     made = client.post("/artifacts", files={"file": ("a.safetensors", checkpoint())}).json()
-    (settings.store / "sha256" / made["sha256"][:2] / made["sha256"]).unlink()
+    (Path(settings.store) / "sha256" / made["sha256"][:2] / made["sha256"]).unlink()
     refused(client.get(made["links"]["content"]), 404, "not_found")
 
 
@@ -130,7 +131,7 @@ def zip_of(count: int = 20, side: int = 8) -> bytes:
 
 
 def _leftovers(settings: Settings) -> list[str]:
-    folders = (settings.home / "uploads", settings.store / "aside")
+    folders = (settings.home / "uploads", Path(settings.store) / "aside")
     return [str(path) for folder in folders if folder.exists() for path in folder.iterdir()]
 
 

@@ -102,7 +102,7 @@ def test_readyz_says_which_part_fails(client: TestClient, settings: Settings) ->
     assert [error["field"] for error in answer.json()["errors"]] == ["redis"]
     assert answer.headers["retry-after"]
     shutil.rmtree(settings.store)
-    settings.store.write_text("in the way")
+    Path(settings.store).write_text("in the way")
     assert [error["field"] for error in client.get("/readyz").json()["errors"]] == ["store", "redis"]
 
 

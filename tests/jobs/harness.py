@@ -14,7 +14,7 @@ from jobs import views
 from jobs.bodies import JobView
 from jobs.claims import Claim, NewArtifact, claim, succeed
 from jobs.models import Artifact, Doorbell, Job, JobStep, Step
-from jobs.store import Store
+from jobs.store import FolderStore
 from jobs.submit import submit
 from tests.conftest import Database
 
@@ -39,7 +39,7 @@ class World:
     """A database and a store, and what a worker does to them."""
 
     database: Database
-    store: Store
+    store: FolderStore
     folder: Path
 
     def submit(self, made: Plan, **options: Any) -> str:
@@ -85,7 +85,7 @@ class World:
     def lose_files(self, job_id: str, name: str) -> None:
         step_id = self.step(job_id, name).id
         for sha256 in self.database.read(lambda s: list(s.scalars(select(Artifact.sha256).where(Artifact.step_id == step_id)))):
-            self.store.path(sha256).unlink()
+            self.store.here(sha256).unlink()
 
     def pass_time(self, step_id: str, seconds: float) -> None:
         """As if the step had become ready, been rung and been claimed so much earlier."""

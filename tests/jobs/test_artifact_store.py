@@ -1,21 +1,62 @@
-"""Files are there whole or not at all."""
+"""Files are there whole or not at all, in a folder and on an S3-compatible server alike."""
 
 import errno
 import hashlib
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
-from jobs.errors import NotFound, StoreFull
-from jobs.store import PIECE, Store
+from jobs import object_store
+from jobs.errors import Damaged, NotFound, StoreAway, StoreFull, StoreUnusable
+from jobs.object_store import AT_ONCE, PART, ObjectStore
+from jobs.settings import Settings
+from jobs.store import PIECE, FolderStore, Store, open_store
 from tests.jobs.harness import at_once
+from tests.object_server import ObjectServer
+
+
+@dataclass
+class Kept:
+    """A store, and what lies in it."""
+
+    store: Store
+    settings: Settings
+    server: ObjectServer | None
+
+    def names(self) -> list[str]:
+        if self.server is not None:
+            return list(self.server.objects(self.settings))
+        return [path.name for path in Path(self.settings.store).rglob("*") if path.is_file()]
+
+    def harm(self, sha256: str, content: bytes) -> None:
+        if self.server is not None:
+            httpx.put(self.server.objects(self.settings)[sha256], content=content).raise_for_status()
+            return
+        path = FolderStore(Path(self.settings.store)).here(sha256)
+        path.chmod(0o644)
+        path.write_bytes(content)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+    server: ObjectServer | None = request.getfixturevalue("object_server") if request.param == "s3" else None
+    settings = Settings(home=tmp_path / "home") if server is None else server.settings(tmp_path / "home")
+    return Kept(open_store(settings), settings, server)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "blobs")
+def store(kept: Kept) -> Store:
+    return kept.store
+
+
+@pytest.fixture
+def bucket(object_server: ObjectServer, tmp_path: Path) -> Kept:
+    settings = object_server.settings(tmp_path / "home")
+    return Kept(open_store(settings), settings, object_server)
 
 
 def _file(folder: Path, content: bytes, name: str = "source") -> Path:
@@ -31,43 +72,56 @@ def test_a_file_is_named_by_its_bytes(store: Store, tmp_path: Path) -> None:
     assert store.exists(blob.sha256)
     assert store.size(blob.sha256) == len(content)
     assert store.verify(blob.sha256)
-    assert not stat.S_IMODE(store.path(blob.sha256).stat().st_mode) & 0o222, "nobody is meant to write to it"
+    assert store.read(blob.sha256) == content
 
 
-def test_the_same_bytes_at_once_are_one_file_and_leave_nothing_aside(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 1, AT_ONCE * PART + PART + 17])
+def test_a_file_of_any_size_comes_back_whole_and_in_part_with_signs_of_life(kept: Kept, tmp_path: Path, size: int) -> None:
+    ticks: list[int] = []
+    store = open_store(kept.settings, lambda: ticks.append(1))
+    content = os.urandom(size)
+    blob = store.put(_file(tmp_path, content))
+    assert len(ticks) >= size // PIECE
+    ticks.clear()
+    store.place(blob.sha256, tmp_path / "whole")
+    assert (tmp_path / "whole").read_bytes() == content
+    assert len(ticks) >= size // PART
+    for start, length in ((0, 8), (size // 2, size), (PART - 3, 6), (size - 1 if size else 0, 1)):
+        assert b"".join(store.pieces(blob.sha256, start, length)) == content[start : start + length]
+
+
+def test_the_same_bytes_at_once_are_one_file_and_leave_nothing_aside(kept: Kept, tmp_path: Path) -> None:
     source = _file(tmp_path, b"x" * 1000)
-    blobs = at_once([lambda: store.put(source)] * 4)
+    blobs = at_once([lambda: kept.store.put(source)] * 4)
     assert len(set(blobs)) == 1
-    assert [path for path in store.root.rglob("*") if path.is_file()] == [store.path(blobs[0].sha256)]
+    assert kept.names() == [blobs[0].sha256]
 
 
-def test_a_truncated_file_is_replaced(store: Store, tmp_path: Path) -> None:
+def test_a_truncated_file_is_replaced(kept: Kept, tmp_path: Path) -> None:
     source = _file(tmp_path, b"whole")
-    blob = store.put(source)
-    store.path(blob.sha256).chmod(0o644)
-    store.path(blob.sha256).write_bytes(b"who")
-    assert not store.verify(blob.sha256)
-    store.put(source)
-    assert store.verify(blob.sha256)
+    blob = kept.store.put(source)
+    kept.harm(blob.sha256, b"who")
+    assert not kept.store.verify(blob.sha256)
+    kept.store.put(source)
+    assert kept.store.verify(blob.sha256)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_leaves_nothing_visible(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def full(handle: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    source = _file(tmp_path, b"y" * 5000)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreFull, match="no room for a file of 5,000 bytes"):
-        store.put(source)
-    assert not [path for path in store.root.rglob("*") if path.is_file()]
+def test_a_damaged_file_is_not_handed_out(kept: Kept, tmp_path: Path) -> None:
+    blob = kept.store.put(_file(tmp_path, b"whole"))
+    kept.harm(blob.sha256, b"whale")
+    with pytest.raises(Damaged, match=rf"{blob.sha256[:12]} is damaged"):
+        kept.store.read(blob.sha256)
+    with pytest.raises(Damaged):
+        kept.store.place(blob.sha256, tmp_path / "work" / "x")
+    assert not (tmp_path / "work" / "x").exists()
 
 
-def test_a_file_is_placed_without_touching_the_original(store: Store, tmp_path: Path) -> None:
+def test_a_file_is_placed_read_only_and_without_touching_the_original(store: Store, tmp_path: Path) -> None:
     blob = store.put(_file(tmp_path, b"input"))
     at = tmp_path / "work" / "inputs" / "teacher.safetensors"
     store.place(blob.sha256, at)
     assert at.read_bytes() == b"input"
+    assert not stat.S_IMODE(at.stat().st_mode) & 0o222, "nobody is meant to write to it"
     at.unlink()
     assert store.verify(blob.sha256)
 
@@ -76,12 +130,115 @@ def test_what_is_not_there_is_said_at_once(store: Store, tmp_path: Path) -> None
     nothing = "0" * 64
     assert not store.exists(nothing)
     assert not store.verify(nothing)
-    for ask in (lambda: store.size(nothing), lambda: store.place(nothing, tmp_path / "x")):
+    for ask in (lambda: store.size(nothing), lambda: store.place(nothing, tmp_path / "x"), lambda: store.read(nothing)):
         with pytest.raises(NotFound):
             ask()
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "A" * 64, "0" * 63 + "/"])
-def test_a_name_that_is_no_sha256_is_no_path(store: Store, name: str) -> None:
+def test_a_name_that_is_no_sha256_is_no_file(store: Store, name: str) -> None:
     with pytest.raises(NotFound):
-        store.path(name)
+        store.size(name)
+
+
+def test_a_usable_store_passes_its_check(store: Store) -> None:
+    store.check()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_nothing_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def full(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    store = FolderStore(tmp_path / "blobs")
+    source = _file(tmp_path, b"y" * 5000)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreFull, match="no room for a file of 5,000 bytes"):
+        store.put(source)
+    assert not [path for path in store.root.rglob("*") if path.is_file()]
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_stored(bucket: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _file(tmp_path, bytes(2 * PART))
+
+    def digest(*args: object) -> tuple[str, int]:
+        source.write_bytes(bytes(2 * PART) + b"more")
+        return hashlib.sha256(bytes(2 * PART)).hexdigest(), 2 * PART
+
+    monkeypatch.setattr(object_store, "_digest", digest)
+    with pytest.raises(OSError, match="changed while it was being stored"):
+        bucket.store.put(source)
+    assert bucket.names() == []
+
+
+def test_bytes_that_are_there_are_not_sent_again(bucket: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _file(tmp_path, b"once")
+    first = bucket.store.put(source)
+    monkeypatch.setattr(object_store, "_steady", lambda *args: pytest.fail("sent again"))
+    assert bucket.store.put(source) == first
+
+
+def test_anybody_may_fetch_a_file_by_its_address_under_its_name(bucket: Kept, tmp_path: Path) -> None:
+    blob = bucket.store.put(_file(tmp_path, b"0123456789"), name='a "name".bin')
+    address = bucket.store.address(blob.sha256)
+    assert address is not None
+    answer = httpx.get(address, headers={"Range": "bytes=2-4"})
+    assert (answer.status_code, answer.content) == (206, b"234")
+    assert answer.headers["content-disposition"] == 'attachment; filename="a _name_.bin"'
+    given = {"store_public_endpoint": "https://files.example.org", "store_url_seconds": 60}
+    elsewhere = open_store(bucket.settings.model_copy(update=given))
+    public = elsewhere.address(blob.sha256)
+    assert public is not None
+    assert public.startswith("https://files.example.org/bucket-")
+    assert "X-Amz-Expires=60" in public
+    assert elsewhere.read(blob.sha256) == b"0123456789"
+
+
+def test_a_server_that_is_away_is_asked_again_and_then_named(tmp_path: Path) -> None:
+    server = ObjectServer()
+    server.start()
+    store = open_store(server.settings(tmp_path / "home"))
+    source = _file(tmp_path, b"late")
+    server.stop()
+    for ask in (store.check, lambda: store.put(source), lambda: store.exists("0" * 64)):
+        with pytest.raises(StoreAway, match=r"the artifact store cannot be used just now: .* after 4 retries"):
+            ask()
+
+
+def test_a_bucket_that_is_not_there_fails_the_check(object_server: ObjectServer, tmp_path: Path) -> None:
+    settings = object_server.settings(tmp_path).model_copy(update={"store": "s3://not-there"})
+    with pytest.raises(StoreAway, match="NoSuchBucket"):
+        open_store(settings).check()
+
+
+def test_a_server_without_room_is_a_full_store(bucket: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **named: object) -> None:
+        raise object_store.BaseError("status code: 507: <Code>XMinioStorageFull</Code>")
+
+    monkeypatch.setattr("obstore.put", full)
+    with pytest.raises(StoreFull, match="no room for a file of 7 bytes"):
+        bucket.store.put(_file(tmp_path, b"content"))
+
+
+def test_the_library_is_needed_for_s3_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'obstore'", name="obstore")
+
+    monkeypatch.setattr("importlib.import_module", without)
+    assert isinstance(open_store(Settings(home=tmp_path)), FolderStore)
+    with pytest.raises(StoreUnusable, match="obstore is not installed") as caught:
+        open_store(Settings(home=tmp_path, store="s3://bucket"))
+    assert "potstill[s3]" in caught.value.hint
+
+
+def test_settings_choose_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_STORE", "s3://bucket/a/b")
+    assert isinstance(open_store(Settings(home=tmp_path)), ObjectStore)
+    monkeypatch.setenv("POTSTILL_STORE", str(tmp_path / "files"))
+    assert open_store(Settings(home=tmp_path)) == FolderStore(tmp_path / "files", tick=open_store(Settings(home=tmp_path)).tick)
+    with pytest.raises(ValueError, match="names no bucket"):
+        Settings(home=tmp_path, store="s3:///prefix")
+    with pytest.raises(ValueError, match="belong together"):
+        Settings(home=tmp_path, store_access_key_id="only one")
+    assert "hidden" not in repr(Settings(home=tmp_path, store_access_key_id="a", store_secret_access_key="hidden"))  # type: ignore[arg-type]

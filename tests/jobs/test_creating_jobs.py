@@ -13,7 +13,7 @@ from ddcore.networks.shapes import expected_shapes
 from ddcore.specs import BackboneSpec, DistillSpec, EvaluateSpec, ObserveSpec
 from jobs import views
 from jobs.cancel import cancel
-from jobs.checkpoints import add_checkpoint
+from jobs.checkpoints import add_checkpoint, read_checkpoint
 from jobs.claims import fail
 from jobs.create import create_distill, create_evaluate, create_observe, dry_run, retry
 from jobs.errors import IdempotencyConflict, NotFound, WrongState
@@ -172,7 +172,8 @@ def weights(world: World, name: str = "encoder.safetensors", channels: int = 1, 
     tensors |= replaced
     path = world.folder / "weights"
     save_file({key: value for key, value in tensors.items() if value is not None}, path)
-    return world.database.write(lambda s: add_checkpoint(s, world.store, path, name).id)
+    blob = read_checkpoint(world.store, path, name)
+    return world.database.write(lambda s: add_checkpoint(s, blob, name).id)
 
 
 def given_teacher(checkpoint: str) -> DistillSpec:
@@ -217,7 +218,7 @@ def test_what_is_no_safetensors_file_is_refused(world: World) -> None:
     path: Path = world.folder / "pickle.pt"
     path.write_bytes(b"\x80\x04cos\nsystem\n")
     with pytest.raises(DdcoreError, match="not a safetensors file") as refused:
-        world.database.write(lambda s: add_checkpoint(s, world.store, path, "x.safetensors"))
+        read_checkpoint(world.store, path, "x.safetensors")
     assert refused.value.code == "bad_checkpoint"
 
 

@@ -12,7 +12,7 @@ from ddcore.specs import BackboneSpec, SweepSpec
 from ddcore.sweep_presets import SWEEPS
 from jobs import claims, views
 from jobs.cancel import cancel
-from jobs.checkpoints import add_checkpoint
+from jobs.checkpoints import add_checkpoint, read_checkpoint
 from jobs.create import create_distill, create_sweep, dry_run, retry
 from tests.jobs.harness import SMOKE, World
 
@@ -85,7 +85,8 @@ def test_a_checkpoint_is_named_by_its_bytes_and_refused_with_its_variant(world: 
     shapes = expected_shapes(BackboneSpec(name="convnet", width=8, depth=2), 1, (8, 8)) or {}
     path = world.folder / "weights"
     save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, path)
-    artifact = world.database.write(lambda s: add_checkpoint(s, world.store, path, "encoder.safetensors"))
+    blob = read_checkpoint(world.store, path, "encoder.safetensors")
+    artifact = world.database.write(lambda s: add_checkpoint(s, blob, "encoder.safetensors"))
     given = {"ssl": "given", "checkpoint": artifact.id, "backbone": {"name": "convnet", "width": 8, "depth": 2}}
     job_id = post(world, sweep_of(variants={"plain": {}, "given": {"teacher": given}}, seeds=1))
     assert world.step(job_id, "given/0/teacher").params["teacher"]["checkpoint"] == artifact.sha256

@@ -25,7 +25,7 @@ from jobs.create import create_distill
 from jobs.database import sessions, transact
 from jobs.models import Event, JobStep, Step
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import open_store
 
 
 def archive(path: Path, count: int = 12, seed: int = 0) -> Path:
@@ -50,7 +50,7 @@ def until(condition: Callable[[], Any], seconds: float, every: float = 0.02) -> 
 
 def post(settings: Settings, engine: Engine, **spec: Any) -> tuple[str, dict[str, str]]:
     """Submit a distillation: the job's id, and its steps' ids by their names."""
-    store = Store(settings.store)
+    store = open_store(settings)
     job = transact(sessions(engine), lambda s: create_distill(s, store, DistillSpec.model_validate(spec)))
     with sessions(engine).begin() as session:
         return job.id, {step.name: step.step_id for step in session.scalars(select(JobStep).where(JobStep.job_id == job.id))}
@@ -106,7 +106,7 @@ class Service:
 
     def upload(self, seed: int, count: int = 12) -> str:
         """Post a dataset that no test has posted yet; the id of the step that reads it."""
-        store = Store(self.settings.store)
+        store = open_store(self.settings)
         upload = catalogue.read_upload(store, archive(self.settings.home / f"{seed}.zip", count, seed))
         dataset = transact(sessions(self.engine), lambda s: catalogue.add_upload(s, store, upload, f"upload-{seed}"))
         with sessions(self.engine).begin() as session:

@@ -13,13 +13,16 @@ from sqlalchemy.exc import OperationalError
 
 from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
-from jobs import claims
+from jobs import catalogue, claims
 from jobs.database import sessions, transact
-from jobs.models import Event, Metric, Step
+from jobs.errors import StoreAway
+from jobs.models import Artifact, Event, Metric, Step
 from jobs.settings import Settings
-from tests.worker.service import post, until
+from jobs.store import FolderStore, open_store
+from tests.object_server import ObjectServer
+from tests.worker.service import archive, post, until
+from worker import patience, template
 from worker import runner as module
-from worker import template
 from worker.exits import Exit
 from worker.runner import _Runner, allow_open_files
 
@@ -131,6 +134,57 @@ def test_a_database_that_is_away_at_the_end_delays_the_success(
     monkeypatch.setattr(claims, "succeed", succeed)
     code, step, _ = attempt(lambda reporter, out, work: None)
     assert (code, step.state, len(tries)) == (Exit.DONE, "succeeded", 3)
+
+
+@pytest.mark.parametrize(
+    ("longest", "stop", "code", "state", "failures"),
+    [(600.0, False, Exit.DONE, "succeeded", 0), (0.0, False, Exit.FAILED, "ready", 1), (600.0, True, Exit.STOPPED, "running", 0)],
+)
+def test_a_store_that_is_away_at_the_end_is_waited_for(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]],
+    monkeypatch: pytest.MonkeyPatch,
+    longest: float,
+    stop: bool,
+    code: Exit,
+    state: str,
+    failures: int,
+) -> None:
+    real, tries = FolderStore.put, []
+
+    def put(store: FolderStore, source: Path, **named: Any) -> Any:
+        tries.append(1)
+        if len(tries) < 3:
+            raise StoreAway("connection refused")
+        return real(store, source, **named)
+
+    monkeypatch.setattr(FolderStore, "put", put)
+    monkeypatch.setattr(patience, "_STORE_AWAY", longest)
+    monkeypatch.setattr(_Runner, "_wait", lambda runner, seconds: runner.stop.set() or True if stop else False)
+    found, step, _ = attempt(lambda reporter, out, work: (out / "step.json").write_text("{}"))
+    assert (found, step.state, step.failures) == (code, state, failures)
+    assert step.error_code == ("internal" if failures else None)
+    assert "connection refused" in (step.error_detail or "connection refused")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_step_reads_from_a_server_and_writes_to_it(
+    settings: Settings, engine: Engine, object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "set_deterministic", lambda threads: None)
+    there = object_server.settings(settings.home, database_url=settings.database_url)
+    store = open_store(there)
+    upload = catalogue.read_upload(store, archive(tmp_path / "a.zip"))
+    key = transact(sessions(engine), lambda s: catalogue.add_upload(s, store, upload, "pictures").step_key)
+    with sessions(engine)() as session:
+        step_id = session.scalars(select(Step.id).where(Step.key == key)).one()
+    claim = transact(sessions(engine), lambda s: claims.claim(s, step_id, "me"))
+    assert claim is not None
+    assert _Runner(there, sessions(engine), step_id, claim.attempt).run() == Exit.DONE
+    with sessions(engine)() as session:
+        made = {file.name: file.sha256 for file in session.scalars(select(Artifact).where(Artifact.step_id == step_id))}
+    assert {"dataset.safetensors", "preview.png", "step.json"} <= set(made)
+    assert set(object_server.objects(there)) == {upload.blob.sha256, *made.values()}
+    assert all(store.verify(sha256) for sha256 in made.values())
 
 
 def test_a_runner_that_was_replaced_stops_by_itself_and_shows_nothing(

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from jobs import cancel
 from jobs.database import sessions, transact
 from jobs.models import Artifact, Job
-from jobs.store import Store
+from jobs.store import open_store
 from tests.worker.service import RedisServer, Service, make_service, runner_of, until
 from worker.app import TASK, make_app
 
@@ -62,7 +62,7 @@ def test_a_step_runs_and_its_files_are_in_the_store(service: Service) -> None:
         "preview.png": "preview",
         "step.json": "manifest",
     }
-    assert all(Store(service.settings.store).verify(file.sha256) for file in files.values())
+    assert all(open_store(service.settings).verify(file.sha256) for file in files.values())
     assert (step.attempt, step.failures, step.summary["num_images"]) == (1, 0, 12)
     until(lambda: not (service.settings.scratch / "steps" / step.key).exists(), 5)
 

@@ -10,7 +10,7 @@ from jobs import cancel, catalogue, claims
 from jobs.database import sessions, transact
 from jobs.models import Event, Step
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import open_store
 from tests.worker.service import archive, post
 from worker.exits import Exit
 from worker.launcher import Launcher
@@ -52,7 +52,7 @@ class Puppet(Launcher):
 @pytest.fixture
 def step_id(engine: Engine, settings: Settings, tmp_path: Path) -> str:
     """A step that is ready: an upload that the catalogue wants read."""
-    store = Store(settings.store)
+    store = open_store(settings)
     upload = catalogue.read_upload(store, archive(tmp_path / "a.zip"))
     dataset = transact(sessions(engine), lambda s: catalogue.add_upload(s, store, upload, "mine"))
     with sessions(engine).begin() as session:
