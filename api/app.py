@@ -30,13 +30,28 @@ from api.routes import (
     status,
     submissions,
     synthetic_sets,
+    workers,
 )
 from api.service import running
 from ddcore.errors import DdcoreError
 from jobs.errors import JobsError
 from jobs.settings import Settings, get_settings
 
-ROUTES = (submissions, jobs, job_events, plots, artifacts, synthetic_sets, reports, observations, datasets, catalogue, status, pages)
+ROUTES = (
+    submissions,
+    jobs,
+    job_events,
+    plots,
+    artifacts,
+    synthetic_sets,
+    reports,
+    observations,
+    datasets,
+    catalogue,
+    status,
+    workers,
+    pages,
+)
 
 DESCRIPTION = """\
 Distil a dataset into a few images on which an encoder can be pre-trained, and see what that costs in accuracy.

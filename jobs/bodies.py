@@ -138,6 +138,34 @@ class DatasetView(Body):
     created_at: datetime
 
 
+class WorkerView(Body):
+    """A process that runs one step at a time. `lost`: it fell silent without saying goodbye."""
+
+    name: str
+    state: Literal["idle", "busy", "lost"]
+    host: str
+    pid: int
+    queues: list[str]
+    device: str | None = Field(description="what it computes on, as torch calls it; null until it was asked")
+    memory: int | None = Field(description="of the device, in bytes")
+    engine: str = Field(description="it runs only steps that were planned by the engine of the same name")
+    version: str
+    started_at: datetime
+    last_seen: datetime
+    step: str | None = Field(description="what it runs")
+
+
+class QueueView(Body):
+    """What waits on one queue, and for whom."""
+
+    name: str
+    ready: int = Field(description="steps that wait for a worker")
+    running: int
+    oldest_seconds: float | None = Field(description="how long the oldest of the waiting has waited; null if none waits")
+    workers: list[str] = Field(description="who listens")
+    other_engines: list[str] = Field(description="engines that waiting steps need and none of these workers runs; empty if nobody listens")
+
+
 class SyntheticSetView(Body):
     """All that is needed to pre-train: images, targets, a learning rate."""
 

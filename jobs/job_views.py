@@ -15,6 +15,7 @@ from jobs.models import Event, Job, JobLabel, JobStep, Result, Step
 from jobs.order import comes_before, rank
 from jobs.pages import page
 from jobs.phases import phase
+from jobs.workers import other_engine
 
 
 def job(session: Session, job_id: str) -> JobView:
@@ -65,13 +66,15 @@ def _job_view(
     session: Session, row: Job, links: list[tuple[JobStep, Step]], labels: list[str], result: Result | None, at: datetime, with_queue: bool
 ) -> JobView:
     distinct = list({step.id: step for _, step in links}.values())
-    queue = _queue(session, distinct) if with_queue and row.state in ("queued", "running") else None
+    first = _next_waiting(distinct) if with_queue and row.state in ("queued", "running") else None
+    queue = _place(session, first) if first else None
+    engine = other_engine(session, first, at) if first else None
     made: dict[str, Any] = {result.kind: result.id} if result else {}
     return JobView(
         id=row.id,
         kind=row.kind,
         state=row.state,
-        phase=phase(row, distinct, queue.ahead if queue else None),
+        phase=phase(row, distinct, queue.ahead if queue else None, engine),
         spec=row.spec,
         labels=labels,
         priority=row.priority,
@@ -87,12 +90,15 @@ def _job_view(
     )
 
 
-def _queue(session: Session, steps: Sequence[Step]) -> Queue | None:
-    """The place of the first of the steps that waits for a worker; None if one runs."""
+def _next_waiting(steps: Sequence[Step]) -> Step | None:
+    """The first of the steps that waits for a worker; None if one runs."""
     waiting = [step for step in steps if step.state == "ready" and step.ready_at is not None]
     if not waiting or any(step.state == "running" for step in steps):
         return None
-    first = min(waiting, key=rank)
+    return min(waiting, key=rank)
+
+
+def _place(session: Session, first: Step) -> Queue:
     ahead = session.scalar(select(func.count()).select_from(Step).where(comes_before(first))) or 0
     return Queue(position=ahead + 1, ahead=ahead)
 

@@ -22,6 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 STEP_STATES = ("blocked", "ready", "running", "succeeded", "failed", "cancelled")
+QUEUES = ("gpu", "cpu")
 LIVE_JOB = ("queued", "running")
 LIVE_STEP = ("blocked", "ready", "running")
 
@@ -258,6 +259,24 @@ class Doorbell(Base):
     created_at: Mapped[datetime]
 
     __table_args__ = ({"sqlite_autoincrement": True},)
+
+
+class Worker(Base):
+    """A process that runs one step at a time, while it is there; `alive_until` is how long it may be counted on without another word."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    queues: Mapped[list[Any]]
+    device: Mapped[str | None]  # as torch calls it; None until it was asked
+    memory: Mapped[int | None] = mapped_column(Big)  # of the device, in bytes
+    engine: Mapped[str]
+    version: Mapped[str]
+    started_at: Mapped[datetime]
+    last_seen: Mapped[datetime]
+    alive_until: Mapped[datetime]
 
 
 class Idempotency(Base):

@@ -32,8 +32,11 @@ def doing(step: Step) -> str:
     return DOING.get(step.kind, step.kind)
 
 
-def phase(job: Job, steps: Sequence[Step], ahead: int | None = None) -> str:
-    """One line; steps: of the job, each once, in the order of its plan. ahead: steps before it in the queue, if known."""
+def phase(job: Job, steps: Sequence[Step], ahead: int | None = None, engine: str | None = None) -> str:
+    """One line; steps: of the job, each once, in the order of its plan. ahead: steps before it in the queue, if known.
+
+    engine: of the next step, if the workers that are there all run others.
+    """
     if job.state == "succeeded":
         return "done"
     if job.state == "cancelled":
@@ -47,6 +50,9 @@ def phase(job: Job, steps: Sequence[Step], ahead: int | None = None) -> str:
     if running:
         return _running(running[-1], steps)
     waiting = next((step for step in steps if step.state == "ready"), None)
+    if waiting and engine is not None:
+        planner = f"engine {engine}" if engine else "the engine before the upgrade"
+        return f"waiting for a worker of another version ({planner}), before {doing(waiting)}"
     what = f"waiting for a worker, before {doing(waiting)}" if waiting else "waiting"
     return f"{what}: {ahead:,} {'step' if ahead == 1 else 'steps'} ahead" if ahead else what
 

@@ -11,8 +11,9 @@ from sqlalchemy.exc import OperationalError
 from jobs.database import connect
 from jobs.errors import WrongRevision
 from jobs.migrate import check_revision
+from jobs.models import QUEUES
 from jobs.settings import get_settings
-from worker.app import QUEUES, app
+from worker.app import app
 
 # What a worker says to other workers is of no use here, and each costs Redis a broadcast; they have no settings, only flags.
 _QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")

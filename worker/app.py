@@ -7,6 +7,8 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+from importlib.metadata import version
 from typing import Any
 
 from celery import Celery
@@ -14,13 +16,16 @@ from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown, worker_shutting_down
 from kombu.entity import Queue
 
+from ddcore.plan import engine_digest
 from jobs.database import connect, sessions
+from jobs.models import QUEUES
 from jobs.settings import get_settings
+from jobs.workers import Presence
 from worker import logs
 from worker.launcher import Launcher
+from worker.presence import Announcer
 from worker.supervise import Supervisor
 
-QUEUES = ("gpu", "cpu")
 TASK = "potstill.run_step"
 _DRAIN = signal.SIGUSR2  # from the main process to its children; Celery and billiard use USR1 and TERM themselves
 log = logging.getLogger(__name__)
@@ -65,6 +70,7 @@ def make_app(redis_url: str) -> Celery:
 
 app = make_app(get_settings().redis_url)
 _supervisor: Supervisor | None = None  # of this pool child; made after the fork
+_announcer: Announcer | None = None  # of this pool child
 _main: Any = None  # the WorkController, in the main process
 
 
@@ -102,11 +108,16 @@ def _begin_main(sender: Any, **_: object) -> None:
 @worker_process_init.connect
 def _begin_child(sender: str = "", **_: object) -> None:
     """In each pool child: connections of its own, and a template that loads torch while the child waits for work."""
-    global _supervisor
+    global _supervisor, _announcer
     settings, name = get_settings(), f"{sender.removeprefix('celery@')}/{os.getpid()}"
-    _supervisor = Supervisor(settings, sessions(connect(settings)), Launcher(), name)
+    factory = sessions(connect(settings))
+    _supervisor = Supervisor(settings, factory, Launcher(name), name)
     signal.signal(_DRAIN, _drain)
     _supervisor.launcher.warm()
+    queues = tuple(name for name in QUEUES if name in app.amqp.queues.consume_from)
+    own = Presence(name, socket.gethostname(), os.getpid(), queues, engine_digest(), version("potstill"))
+    _announcer = Announcer(settings, factory, own)
+    _announcer.start()
 
 
 @worker_shutting_down.connect
@@ -131,6 +142,8 @@ def _tell_children(how: str = "", **_: object) -> None:
 def _end_child(**_: object) -> None:
     if _supervisor is not None:
         _supervisor.launcher.close()
+    if _announcer is not None:
+        _announcer.leave()
 
 
 def _drain(*_: object) -> None:

@@ -15,7 +15,9 @@ _LONGEST = 4_000  # characters of them that are kept
 class Launcher:
     """Starts one runner at a time. Not for threads: the kernel ties the template's life to the thread that starts it."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: str = "") -> None:
+        """worker: the name under which the template notes what it computes on; none, and it notes nothing."""
+        self._worker = worker
         self._template: subprocess.Popen[bytes] | None = None
         self._pending = b""
         # Where runners' output goes; it has no name, so nothing is left behind.
@@ -29,7 +31,7 @@ class Launcher:
         if self._template is None or self._template.poll() is not None:
             self.close()
             log = self._log.fileno()
-            command = [sys.executable, "-m", "worker.template", str(os.getpid()), str(log)]
+            command = [sys.executable, "-m", "worker.template", str(os.getpid()), str(log), *([self._worker] if self._worker else [])]
             self._template = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[log])
             assert self._template.stdout is not None
             os.set_blocking(self._template.stdout.fileno(), False)

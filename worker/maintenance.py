@@ -11,16 +11,18 @@ from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.orm import Session, sessionmaker
 
-from jobs import catalogue, claims, outbox
+from jobs import catalogue, claims, outbox, workers
 from jobs.adoption import adopt
 from jobs.database import connect, sessions, transact
 from jobs.migrate import check_revision
+from jobs.models import QUEUES
 from jobs.settings import Settings, get_settings
 from worker import logs
-from worker.app import QUEUES, TASK, make_app
+from worker.app import TASK, make_app
 from worker.patience import AWAY, patiently
 
 RELAY_EVERY = 0.3  # seconds
+FORGET_EVERY = 600.0
 _LONGEST = 15.0  # seconds between two tries of a duty that fails
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Maintenance:
             Duty("relay doorbells", RELAY_EVERY, self.relay),
             Duty("reap expired leases", slow, self.reap),
             Duty("ring again", min(5.0, settings.ring_seconds / 3), self.ring_again),
+            Duty("forget workers long gone", FORGET_EVERY, lambda: transact(self.sessions, workers.forget)),
         ]
 
     def relay(self) -> int:

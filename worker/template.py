@@ -17,9 +17,10 @@ import subprocess
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 
 from jobs.settings import get_settings
-from worker import logs, runner
+from worker import device, logs, runner
 from worker.lineage import die_with_parent
 
 _CAN_FORK = sys.platform == "linux"
@@ -27,8 +28,11 @@ _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a signal to the who
 _TICK = 0.05  # seconds between looks at the runner
 
 
-def serve(parent: int, log: int) -> None:
-    """Start runners for process `parent` until it closes our standard input, or dies. log: the descriptor their output goes to."""
+def serve(parent: int, log: int, worker: str = "") -> None:
+    """Start runners for process `parent` until it closes our standard input, or dies. log: the descriptor their output goes to.
+
+    worker: whose device is to be noted, by a process of its own: asking for it may take the accelerator into use.
+    """
     die_with_parent(parent)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -38,6 +42,7 @@ def serve(parent: int, log: int) -> None:
     warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
     gc.freeze()  # what is loaded now stays shared with the runners
     child: int | None = None
+    asking = _ask_device(worker) if worker else None
     pending = b""
     while os.getppid() == parent:
         if select.select([0], [], [], 1.0 if child is None else _TICK)[0]:
@@ -47,6 +52,8 @@ def serve(parent: int, log: int) -> None:
             *lines, pending = (pending + chunk).split(b"\n")
             for line in lines:
                 child = _obey(line.decode().split(" "), child, log)
+        if asking is not None and _ended(asking) is not None:
+            asking = None
         if child is not None and (code := _ended(child)) is not None:
             child = None
             _say(f"ended {code}")
@@ -62,14 +69,21 @@ def _obey(words: list[str], child: int | None, log: int) -> int | None:
     """Carry out one command; the process id of the runner that is there afterwards."""
     match words:
         case ["run", step_id, attempt] if child is None:
-            child = _fork(step_id, int(attempt), log) if _CAN_FORK else _spawn(step_id, attempt, log)
+            os.lseek(log, 0, os.SEEK_SET)  # the supervisor has emptied it
+            child = (
+                _fork(lambda: runner.run(step_id, int(attempt)), log) if _CAN_FORK else _spawn("worker.runner", step_id, attempt, log=log)
+            )
             _say(f"started {child}")
         case ["signal", number] if child is not None:
             _signal_group(child, int(number))
     return child
 
 
-def _fork(step_id: str, attempt: int, log: int) -> int:
+def _ask_device(worker: str) -> int:
+    return _fork(lambda: device.note(worker), 2) if _CAN_FORK else _spawn("worker.device", worker, log=2)
+
+
+def _fork(work: Callable[[], int], log: int) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -84,7 +98,7 @@ def _fork(step_id: str, attempt: int, log: int) -> int:
             signal.signal(number, signal.SIG_DFL)
         _redirect(log)
         faulthandler.enable()  # a segmentation fault leaves a traceback in the log
-        code = runner.run(step_id, attempt)
+        code = work()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -94,18 +108,17 @@ def _fork(step_id: str, attempt: int, log: int) -> int:
 
 
 def _redirect(log: int) -> None:
-    """Standard input from nowhere; output and errors to the file `log`, from its start, whose end explains a crash."""
+    """Standard input from nowhere; output and errors to the file `log`, whose end explains a crash."""
     null = os.open(os.devnull, os.O_RDONLY)
-    os.lseek(log, 0, os.SEEK_SET)  # the supervisor has emptied it
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.close(null)
-    os.close(log)
+    if log > 2:
+        os.close(log)
 
 
-def _spawn(step_id: str, attempt: str, log: int) -> int:
-    command = [sys.executable, "-m", "worker.runner", step_id, attempt, "--parent", str(os.getpid())]
-    os.lseek(log, 0, os.SEEK_SET)
+def _spawn(module: str, *arguments: str, log: int) -> int:
+    command = [sys.executable, "-m", module, *arguments, "--parent", str(os.getpid())]
     # Reaped in _ended, by process id, as a forked runner is.
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True).pid
 
@@ -125,4 +138,4 @@ def _signal_group(group: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -73,6 +73,22 @@ def test_steps_keep_through_the_change_of_the_claim_order(engine: Engine) -> Non
     assert read(", turn, engine") == ("step_1", "ready", 7, 2, 0, "")
 
 
+def test_going_down_loses_the_workers_and_no_step(engine: Engine) -> None:
+    upgrade(engine)
+    worker = "'w/1', 'host', 7, '[\"gpu\"]', 'H', 5, 'e', '1', '2026-01-01 00:00:00', '2026-01-01 00:00:00', '2026-01-01 00:00:00'"
+    step = "'step_1', 'k', 'experts', 'gpu', '{}', 'running', 'w/1', 7, 0, 2, 1, 3, 0, '2026-01-01 00:00:00'"
+    columns = "id, key, kind, queue, params, state, worker, priority, waiting, attempt, failures, max_attempts, rings, created_at"
+    with engine.begin() as connection:
+        connection.execute(text(f"INSERT INTO workers VALUES ({worker})"))
+        connection.execute(text(f"INSERT INTO steps ({columns}) VALUES ({step})"))
+    downgrade(engine, "0002")
+    assert "workers" not in inspect(engine).get_table_names()
+    upgrade(engine)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM workers")).scalar() == 0
+        assert tuple(connection.execute(text("SELECT worker, state, attempt FROM steps")).one()) == ("w/1", "running", 2)
+
+
 def test_a_difference_between_tables_and_models_is_seen(engine: Engine) -> None:
     upgrade(engine)
     with engine.begin() as connection:

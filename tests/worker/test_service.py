@@ -3,16 +3,20 @@
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import redis
 from sqlalchemy import select
 
-from jobs import cancel
-from jobs.database import sessions, transact
+from ddcore.plan import engine_digest
+from jobs import cancel, workers
+from jobs.bodies import WorkerView
+from jobs.database import readers, sessions, transact
 from jobs.models import Artifact, Job
 from jobs.store import open_store
 from tests.worker.service import RedisServer, Service, make_service, runner_of, until
@@ -71,6 +75,20 @@ def test_only_the_template_has_loaded_torch(service: Service) -> None:
     (child,) = children(service.processes["one"].pid)
     (template,) = children(child)
     assert [maps_torch(pid) for pid in (service.processes["one"].pid, child, template)] == [False, False, True]
+
+
+def test_a_worker_is_listed_with_its_device_and_its_version(service: Service) -> None:
+    def listed() -> list[WorkerView]:
+        with readers(service.engine)() as session:
+            return workers.workers(session)
+
+    (one,) = until(lambda: [worker for worker in listed() if worker.device], 20)
+    (child,) = children(service.processes["one"].pid)
+    assert (one.name, one.pid, one.host, one.queues) == (f"one/{child}", child, socket.gethostname(), ["gpu", "cpu"])
+    assert (one.state, one.engine, one.version) == ("idle", engine_digest(), version("potstill"))
+    assert one.memory is not None
+    assert one.memory > 2**28
+    until(lambda: listed()[0].last_seen > one.last_seen, 10)
 
 
 def test_a_small_job_runs_to_its_end(service: Service) -> None:
@@ -133,6 +151,8 @@ def test_a_drained_worker_hands_its_step_back_with_a_checkpoint(service: Service
     step = service.step(step_id)
     assert (step.state, step.failures, step.attempt) == ("ready", 0, 1)
     assert list((service.settings.scratch / "steps" / step.key / "work").iterdir())
+    with readers(service.engine)() as session:
+        assert workers.workers(session) == [], "it has said goodbye"
 
 
 def test_maintenance_stops_when_told(service: Service) -> None:

@@ -1,0 +1,113 @@
+"""Who is there to run steps, and what waits for whom."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from jobs.bodies import QueueView, WorkerView
+from jobs.database import now
+from jobs.models import QUEUES, Step, Worker
+
+FORGET_SECONDS = 24 * 3600.0  # a worker that was not heard of for so long is no longer listed
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What a worker says of itself. version: of the package; engine: `ddcore.plan.engine_digest()` there."""
+
+    name: str
+    host: str
+    pid: int
+    queues: tuple[str, ...]
+    engine: str
+    version: str
+
+
+def report(session: Session, worker: Presence, *, alive_seconds: float) -> None:
+    """Say that a worker is there, and may be counted on for `alive_seconds`."""
+    at = now(session)
+    seen = {"last_seen": at, "alive_until": at + timedelta(seconds=alive_seconds)}
+    known = update(Worker).where(Worker.name == worker.name).values(**seen).returning(Worker.name)
+    if session.scalar(known.execution_options(synchronize_session=False)) is None:
+        own = {"host": worker.host, "pid": worker.pid, "queues": list(worker.queues), "engine": worker.engine, "version": worker.version}
+        session.add(Worker(name=worker.name, started_at=at, **own, **seen))
+
+
+def set_device(session: Session, name: str, device: str, memory: int | None) -> bool:
+    """Note what a worker computes on, and its memory in bytes; False if the worker has not reported yet."""
+    change = update(Worker).where(Worker.name == name).values(device=device, memory=memory).returning(Worker.name)
+    return session.scalar(change.execution_options(synchronize_session=False)) is not None
+
+
+def leave(session: Session, name: str) -> None:
+    """The worker has ended, and is not missed."""
+    session.execute(delete(Worker).where(Worker.name == name))
+
+
+def forget(session: Session, after: float = FORGET_SECONDS) -> int:
+    """Remove workers that were not heard of for `after` seconds; returns how many."""
+    gone = delete(Worker).where(Worker.last_seen < now(session) - timedelta(seconds=after)).returning(Worker.name)
+    return len(session.scalars(gone.execution_options(synchronize_session=False)).all())
+
+
+def workers(session: Session) -> list[WorkerView]:
+    """Every worker that has not ended in good order, by name; one that died is listed, as `lost`, for a day."""
+    at = now(session)
+    running = dict(session.execute(select(Step.worker, Step.id).where(Step.state == "running")).all())
+    return [_view(row, running.get(row.name), at) for row in session.scalars(select(Worker).order_by(Worker.name))]
+
+
+def _view(row: Worker, step: str | None, at: datetime) -> WorkerView:
+    return WorkerView(
+        name=row.name,
+        state="lost" if row.alive_until < at else "busy" if step else "idle",
+        host=row.host,
+        pid=row.pid,
+        queues=row.queues,
+        device=row.device,
+        memory=row.memory,
+        engine=row.engine,
+        version=row.version,
+        started_at=row.started_at,
+        last_seen=row.last_seen,
+        step=step,
+    )
+
+
+def queues(session: Session) -> list[QueueView]:
+    """Every queue: what waits, what runs, and who listens."""
+    at = now(session)
+    counts: Counter[tuple[str, str]] = Counter()
+    oldest: dict[str, datetime] = {}
+    waits: dict[str, set[str]] = defaultdict(set)
+    grouped = select(Step.queue, Step.state, Step.engine, func.count().label("number"), func.min(Step.ready_at).label("oldest"))
+    grouped = grouped.where(Step.state.in_(("ready", "running"))).group_by(Step.queue, Step.state, Step.engine)
+    for queue, state, engine, number, since in session.execute(grouped).all():
+        counts[queue, state] += number
+        if state == "ready" and since is not None:
+            oldest[queue] = min(since, oldest.get(queue, since))
+            waits[queue].add(engine)
+    there = alive(session, at)
+    views = []
+    for name in QUEUES:
+        listening = [row for row in there if name in row.queues]
+        unserved = sorted(waits[name] - {row.engine for row in listening}) if listening else []
+        age = max((at - oldest[name]).total_seconds(), 0.0) if name in oldest else None
+        fields = {"ready": counts[name, "ready"], "running": counts[name, "running"], "oldest_seconds": age, "other_engines": unserved}
+        views.append(QueueView(name=name, workers=[row.name for row in listening], **fields))
+    return views
+
+
+def alive(session: Session, at: datetime) -> Sequence[Worker]:
+    """The workers that can be counted on, by name."""
+    return session.scalars(select(Worker).where(Worker.alive_until >= at).order_by(Worker.name)).all()
+
+
+def other_engine(session: Session, step: Step, at: datetime) -> str | None:
+    """The engine that a ready step waits for while all who listen on its queue run others; None if one may come, or nobody listens."""
+    engines = {row.engine for row in alive(session, at) if step.queue in row.queues}
+    return step.engine if engines and step.engine not in engines else None
