@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.shutdown import set_on_shutdown
-from jobs import catalogue, database, migrate
+from jobs import catalogue, database, migrate, quota
 from jobs.errors import StoreUnusable, WrongRevision
 from jobs.settings import Settings
 from jobs.store import Store, open_store
@@ -35,6 +35,11 @@ class Service:
     store: Store
     pollers: CapacityLimiter
     stopping: asyncio.Event
+
+    def require_room(self, needed: int) -> None:
+        """Raises `NoRoom` unless a file of so many bytes fits into the store."""
+        with self.read() as session:
+            quota.require(session, self.store, needed)
 
     def write(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction, again if the database asks for it."""

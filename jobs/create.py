@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from ddcore.checks import as_distillation, digest
 from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec, SweepSpec
-from jobs import catalogue
+from jobs import catalogue, quota
 from jobs.bodies import Body
 from jobs.database import lock_graph, now
 from jobs.errors import IdempotencyConflict, NotFound, WrongState
@@ -74,7 +74,7 @@ def create(
 ) -> Job:
     """Post a job. The same idempotency key with the same body returns the first job.
 
-    Raises `SpecError` with a problem for each field that makes no sense, `IdempotencyConflict`.
+    Raises `SpecError` with a problem for each field that makes no sense, `IdempotencyConflict`, `NoRoom`.
     """
     lock_graph(session)
     sent = spec.model_dump(mode="json")
@@ -134,7 +134,12 @@ def _remember(session: Session, key: str | None, body: str, job: Job) -> Job:
 
 def _submit(session: Session, store: Store, resolved: Resolved, options: dict[str, Any], spec: dict[str, Any] | None = None) -> Job:
     sent = resolved.spec.model_dump(mode="json") if spec is None else spec
-    return submit(session, store, resolved.kind, sent, resolved.plan, resolved=resolved.meaning, wanted=resolved.wanted, **options)
+
+    def afford(fates: Fates) -> None:
+        quota.require(session, store, sum(step.disk_bytes for step in _planned(session, resolved, fates)))
+
+    options = options | {"resolved": resolved.meaning, "wanted": resolved.wanted, "afford": afford}
+    return submit(session, store, resolved.kind, sent, resolved.plan, **options)
 
 
 def _planned(session: Session, resolved: Resolved, fates: Fates) -> list[PlannedStep]:

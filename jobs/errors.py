@@ -63,6 +63,14 @@ class StoreFull(JobsError):
         self.needed = needed
 
 
+class NoRoom(StoreFull):
+    """What was asked for would fill the artifact store; nothing was begun."""
+
+    def __init__(self, needed: int, said: str, hint: str) -> None:
+        JobsError.__init__(self, f"the artifact store has no room for about {needed:,} bytes: {said}", hint)
+        self.needed = needed
+
+
 class StoreAway(JobsError):
     """The artifact store's server does not answer, or refuses, also after some tries."""
 

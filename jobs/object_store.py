@@ -87,6 +87,9 @@ class ObjectStore(Store):
         with _asking(sha256):
             return obstore.sign(self.public, "GET", blob_key(sha256), timedelta(seconds=self.url_seconds))
 
+    def free(self) -> None:
+        return None
+
     def check(self) -> None:
         with _asking(""):
             next(iter(obstore.list(self.bucket, prefix="sha256/00", chunk_size=1)), None)
@@ -110,9 +113,8 @@ class ObjectStore(Store):
 def open_bucket(settings: Settings, tick: Tick) -> ObjectStore:
     """The store that s3://bucket/prefix names, with what the settings say; what they leave open comes from AWS_* variables."""
     endpoint = settings.store_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3", "") or os.environ.get("AWS_ENDPOINT_URL", "")
-    return ObjectStore(
-        _bucket(settings, endpoint), _bucket(settings, settings.store_public_endpoint or endpoint), settings.store_url_seconds, tick=tick
-    )
+    public = _bucket(settings, settings.store_public_endpoint or endpoint)
+    return ObjectStore(_bucket(settings, endpoint), public, settings.store_url_seconds, tick=tick, quota=settings.store_quota_bytes)
 
 
 def _bucket(settings: Settings, endpoint: str) -> S3Store:

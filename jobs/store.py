@@ -31,10 +31,12 @@ class Blob:
 class Store(ABC):
     """Files under `sha256/ab/abcd…`. A file is there whole or not at all; one that no row names is harmless.
 
-    tick: called between the pieces of a long transfer. A store on a server raises `StoreAway` while it does not answer.
+    tick: called between the pieces of a long transfer. quota: bytes that all files may take, for who asks before (`jobs.quota`).
+    A store on a server raises `StoreAway` while it does not answer.
     """
 
     tick: Tick = field(default=lambda: None, kw_only=True)
+    quota: int = field(default=0, kw_only=True)
 
     @abstractmethod
     def put(self, source: Path, *, name: str = "") -> Blob:
@@ -62,6 +64,10 @@ class Store(ABC):
     @abstractmethod
     def address(self, sha256: str) -> str | None:
         """Where anybody may fetch the file for a while, without this service; None if nowhere."""
+
+    @abstractmethod
+    def free(self) -> int | None:
+        """Bytes that new files may take, as far as the disk goes; None if nobody can tell."""
 
     @abstractmethod
     def check(self) -> None:
@@ -100,9 +106,10 @@ class Store(ABC):
 
 @dataclass(frozen=True)
 class FolderStore(Store):
-    """A folder that every process shares."""
+    """A folder that every process shares. reserve: bytes that new work must leave free on its disk."""
 
     root: Path
+    reserve: int = 0
 
     def put(self, source: Path, *, name: str = "") -> Blob:
         """Written aside, hashed on the way, flushed to disk, then moved into place."""
@@ -160,6 +167,10 @@ class FolderStore(Store):
     def address(self, sha256: str) -> None:
         return None
 
+    def free(self) -> int:
+        there = next(path for path in (self.root, *self.root.parents) if path.exists())
+        return shutil.disk_usage(there).free - self.reserve
+
     def check(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / ".writable").touch()
@@ -168,7 +179,7 @@ class FolderStore(Store):
 def open_store(settings: Settings, tick: Tick = lambda: None) -> Store:
     """The store that the settings name. Raises `StoreUnusable` if what it needs is not installed or not set."""
     if not settings.store.startswith(S3):
-        return FolderStore(Path(settings.store), tick=tick)
+        return FolderStore(Path(settings.store), settings.store_reserve_bytes, tick=tick, quota=settings.store_quota_bytes)
     try:  # by name: who keeps files in a folder need not have the library
         module = importlib.import_module("jobs.object_store")
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
 """From a plan to rows: which steps are done already, which another job is doing, and which are new."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,25 +129,20 @@ def submit(
     priority: int = 0,
     parent_id: str | None = None,
     max_attempts: int = 3,
+    afford: Callable[[Fates], None] = lambda fates: None,
 ) -> Job:
     """Write job, steps, edges, an event and the doorbells of what can run, in the caller's transaction.
 
     spec: what the user sent, as JSON; resolved: what its names meant. wanted: steps, beside the last ones, whose files are the result.
+    afford: raises, before anything is written, if what is to be made costs too much.
     """
     lock_graph(session)
     fates = decide(session, store, plan, wanted)
+    afford(fates)
     rows = add_steps(session, plan, fates, priority=priority, max_attempts=max_attempts)
     at = now(session)
-    job = Job(
-        id=new_id("job"),
-        kind=kind,
-        state="queued",
-        spec=spec,
-        resolved=resolved,
-        priority=priority,
-        parent_id=parent_id,
-        created_at=at,
-    )
+    sent = {"kind": kind, "spec": spec, "resolved": resolved, "priority": priority, "parent_id": parent_id}
+    job = Job(id=new_id("job"), state="queued", created_at=at, **sent)
     session.add(job)
     session.flush()
     session.add_all([JobLabel(job_id=job.id, label=label) for label in sorted(set(labels))])

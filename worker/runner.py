@@ -20,7 +20,7 @@ from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Event, Reporter
 from ddcore.run import choose_device, run_step, set_deterministic
 from ddcore.task import Resources
-from jobs import claims
+from jobs import claims, quota
 from jobs.database import connect, sessions
 from jobs.errors import LeaseLost, StoreAway, StoreFull
 from jobs.records import record
@@ -100,6 +100,7 @@ class _Runner:
         cache = InputCache(self.settings.scratch / "inputs", self.store, self.settings.cache_bytes)
         recorder = Recorder(self.sessions, self.step_id, self.attempt, self._on_lost)
         try:
+            self._require_room(1)  # rather now than after hours of work
             inputs = {role: [self._stored(cache.folder, files) for files in steps] for role, steps in work.inputs.items()}
             set_deterministic(self.settings.threads or None)
             reporter = Reporter(sink=lambda event: self._say(recorder, event), should_stop=self.stop.is_set)
@@ -122,11 +123,15 @@ class _Runner:
     def _keep(self, out: Path) -> list[claims.NewArtifact]:
         """Put every file of `out` into the store. Nobody sees them before the transaction that names them."""
         kinds = outputs.kinds_of(path.name for path in out.iterdir())
+        self._require_room(sum(path.stat().st_size for path in out.iterdir()))
         artifacts = []
         for name, kind in kinds.items():
             blob = self._stored(self.store.put, out / name, name=name)
             artifacts.append(claims.NewArtifact(name, kind, outputs.media_type_of(name), blob.sha256, blob.size))
         return artifacts
+
+    def _require_room(self, needed: int) -> None:
+        self._commit(lambda s: quota.require(s, self.store, needed))
 
     def _resources(self, params: dict[str, Any], cache: InputCache) -> Resources:
         archive = params.get("source", {}).get("archive")
@@ -184,10 +189,10 @@ def explain(error: Exception) -> tuple[str, str, str, bool]:
         return error.code, error.detail, error.hint, False
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "out_of_memory", text.splitlines()[0], "smaller batches, a smaller student or fewer images", False
-    if isinstance(error, StoreFull) or "No space left on device" in text:
-        return "internal", f"the worker's disk is full: {text.splitlines()[0]}", "free some space, then retry the job", True
-    if isinstance(error, StoreAway):
+    if isinstance(error, StoreFull | StoreAway):
         return "internal", error.detail, error.hint, True
+    if "No space left on device" in text:
+        return "internal", f"the worker's disk is full: {text.splitlines()[0]}", "free some space, then retry the job", True
     detail = f"an unexpected {type(error).__name__}: {' '.join(text.split())}"
     hint = "this is a fault of potstill or of its installation: please report it, with the traceback in the job's events"
     return "internal", detail if len(detail) <= _LONGEST else f"{detail[: _LONGEST - 1]}…", hint, True

@@ -69,6 +69,7 @@ async def upload_checkpoint(service: Running, request: Request, response: Respon
         name = (upload.fields.get("name") or upload.filename).removesuffix(".safetensors") + ".safetensors"
 
         def add() -> ArtifactView:
+            service.require_room(upload.path.stat().st_size)
             blob = checkpoints.read_checkpoint(service.store, upload.path, name)
             made = service.write(lambda session: checkpoints.add_checkpoint(session, blob, name).id)
             with service.read() as session:

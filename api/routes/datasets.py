@@ -47,6 +47,7 @@ async def upload_dataset(service: Running, request: Request, response: Response)
         name = upload.fields.get("name") or PurePath(upload.filename).stem
 
         def add() -> DatasetView:
+            service.require_room(upload.path.stat().st_size)
             read = catalogue.read_upload(service.store, upload.path, settings.max_images)
             try:
                 made = service.write(

@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from api.app import create_app
 from jobs.settings import Settings
 from tests.api.fakes import FakeWorker, Refused
 
@@ -235,3 +236,18 @@ def test_bad_checkpoint(client: TestClient, refused: Refused, settings: Settings
     (error,) = refused(client.post("/artifacts", files={"file": ("a.safetensors", content)}), 422, "bad_checkpoint")["errors"]
     assert (error["field"], error["given"]) == ("file", "a.safetensors")
     assert _leftovers(settings) == []
+
+
+def test_what_does_not_fit_into_the_quota_is_refused(refused: Refused, settings: Settings) -> None:
+    small = settings.model_copy(update={"store_quota_bytes": 50})
+    with TestClient(create_app(small), raise_server_exceptions=False) as client:
+        for answer in (
+            client.post("/datasets", files={"file": ("a.zip", zip_of())}),
+            client.post("/artifacts", files={"file": ("a.safetensors", checkpoint())}),
+            client.post("/distill", json={"preset": "smoke"}),
+        ):
+            assert "of the 50 that it may" in refused(answer, 507, "store_full")["detail"]
+        assert client.get("/jobs").json()["data"] == []
+        assert client.post("/distill?dry_run=true", json={"preset": "smoke"}).json()["disk_bytes"] > 50
+    assert _leftovers(settings) == []
+    assert not [path for path in Path(settings.store).rglob("*") if path.is_file()]

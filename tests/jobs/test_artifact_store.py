@@ -236,7 +236,9 @@ def test_settings_choose_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("POTSTILL_STORE", "s3://bucket/a/b")
     assert isinstance(open_store(Settings(home=tmp_path)), ObjectStore)
     monkeypatch.setenv("POTSTILL_STORE", str(tmp_path / "files"))
-    assert open_store(Settings(home=tmp_path)) == FolderStore(tmp_path / "files", tick=open_store(Settings(home=tmp_path)).tick)
+    folder = open_store(Settings(home=tmp_path, store_reserve_bytes=5, store_quota_bytes=6))
+    assert isinstance(folder, FolderStore)
+    assert (folder.root, folder.reserve, folder.quota) == (tmp_path / "files", 5, 6)
     with pytest.raises(ValueError, match="names no bucket"):
         Settings(home=tmp_path, store="s3:///prefix")
     with pytest.raises(ValueError, match="belong together"):

@@ -166,6 +166,25 @@ def test_a_store_that_is_away_at_the_end_is_waited_for(
     assert "connection refused" in (step.error_detail or "connection refused")
 
 
+@pytest.mark.parametrize(("free", "ran"), [([-1], []), ([10**9, 3], ["ran"])])
+def test_a_step_that_would_fill_the_disk_is_told_before_it_writes(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]], monkeypatch: pytest.MonkeyPatch, free: list[int], ran: list[str]
+) -> None:
+    left = iter(free)
+    monkeypatch.setattr(FolderStore, "free", lambda store: next(left))
+    did = []
+
+    def act(reporter: Reporter, out: Path, work: Path) -> None:
+        did.append("ran")
+        (out / "large.bin").write_bytes(b"four")
+
+    code, step, runner = attempt(act)
+    assert (code, step.state, step.failures, did) == (Exit.FAILED, "ready", 1, ran)
+    assert "the artifact store has no room" in str(step.error_detail)
+    assert "free some disk space" in str(step.error_hint)
+    assert not [path for path in Path(runner.settings.store).rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_step_reads_from_a_server_and_writes_to_it(
     settings: Settings, engine: Engine, object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
