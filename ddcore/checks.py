@@ -113,7 +113,8 @@ def _check_path(spec: DistillSpec) -> list[Problem]:
             ]
         return []
     said = f"there is no DINO run of a {ssl} teacher to match (path {method.path})"
-    return [Problem(("method", "name"), said, "dino_tm", "teacher.ssl dino, or method mkdt_plus")]
+    own = "" if ssl == "given" else f", or path student for the student network's own {ssl} run"
+    return [Problem(("method", "name"), said, "dino_tm", f"teacher.ssl dino, or method mkdt_plus{own}")]
 
 
 def check_evaluate(spec: MeasureSpec, distill: DistillSpec, facts: DatasetFacts, downstream: Mapping[str, DatasetFacts]) -> list[Problem]:

@@ -33,7 +33,7 @@ STEP_VERSION: dict[str, int] = {
     "experts": 2,
     "distill": 2,
     "export": 1,
-    "figures": 2,
+    "figures": 3,
     "tune": 2,
     "evaluate": 2,
     "report": 1,

@@ -102,4 +102,5 @@ def held_out(report: dict[str, Any]) -> list[str]:
     if "validation" not in report:
         return []
     share = f"{100 * report['validation']:g} %"
-    return [f"- Scored on {share} of the training images, held out from probes and tuning; test images were not read."]
+    held = f"- Scored on {share} of the training images, held out from probes and tuning"
+    return [f"{held} (distillation saw them, without labels); test images were not read."]

@@ -49,6 +49,7 @@ class State:
     history: dict[str, list[list[float]]] = field(default_factory=dict)  # curves: [iteration, value]
     recent: list[torch.Tensor] = field(default_factory=list)  # the loss and its terms since the last point of the curves
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # images, targets and rate that taught best, if looked for
+    best_iteration: int = 0  # after which these were so
     least: float = math.inf  # error of what they taught
 
     @staticmethod
@@ -124,7 +125,8 @@ def _look(state: State, looks: Looks | None, reporter: Reporter) -> None:
         state.history.setdefault("real_error", []).append([state.iteration, error])
         reporter.metric("real_error", state.iteration, error)
     if error < state.least or state.best is None:
-        state.least, state.best = error, (state.images.clone(), state.targets.clone(), state.rate.clone())
+        state.least, state.best_iteration = error, state.iteration
+        state.best = (state.images.clone(), state.targets.clone(), state.rate.clone())
 
 
 def _plan(core: Core, windows: Windows, spec: MatchingSpec, state: State, views: Views | None) -> Memory:
@@ -277,7 +279,7 @@ def _save(work: Path, state: State, core: str) -> None:
         tensors |= {f"optimiser.{index}.{name}": value for name, value in slots.items() if value is not None}
     if state.best is not None:
         tensors |= dict(zip(("best.images", "best.targets", "best.rate"), state.best, strict=True))
-    facts = {"iteration": state.iteration, "history": state.history, "core": core}
+    facts = {"iteration": state.iteration, "history": state.history, "core": core, "best_iteration": state.best_iteration}
     write_checkpoint(work, tensors, facts | ({"least": state.least} if math.isfinite(state.least) else {}))
 
 
@@ -293,7 +295,7 @@ def _resume(work: Path, state: State, core: str, reporter: Reporter) -> None:
     state.random.set_state(tensors.pop("random"))
     if "best.images" in tensors:
         images, targets, rate = (tensors.pop(f"best.{name}").to(state.images.device) for name in ("images", "targets", "rate"))
-        state.best, state.least = (images, targets, rate), facts.get("least", math.inf)
+        state.best, state.best_iteration, state.least = (images, targets, rate), facts["best_iteration"], facts.get("least", math.inf)
     state.recent = list(tensors.pop("recent").to(state.images.device))
     slots: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():

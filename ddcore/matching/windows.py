@@ -32,6 +32,30 @@ class Pace:
     decay: float
     epoch_steps: int
 
+    def read_epoch(self, epoch: float) -> float:
+        """Where in the recorded path the expert of `epoch` is found: later than `epoch` by the average's lag."""
+        return read_time(epoch * self.epoch_steps, self.decay) / self.epoch_steps
+
+    def stands_for(self, snapshot: int) -> float:
+        """The epoch that a snapshot stands for: the inverse of `read_epoch`."""
+        return mean_time(snapshot * self.epoch_steps, self.decay) / self.epoch_steps
+
+
+def expert_at(experts: Trajectories, expert: int, epoch: float, pace: Pace | None) -> Tensor:
+    """Parameters [P] of an expert at any time, in epochs; for reading only where that is a snapshot's.
+
+    pace: of averaged paths that are to be read later by their lag; None: paths are read as they are. Between two snapshots time goes by
+    as what they stand for does, not as they were taken: an average gathers pace while it is young, and so a straight path is read as
+    it was.
+    """
+    place = epoch if pace is None else pace.read_epoch(epoch)
+    before = min(int(place + 1e-6), experts.num_snapshots - 1)
+    row = experts.row(expert, before)
+    if place - before < 2e-6:
+        return row
+    first, last = (float(n) if pace is None else pace.stands_for(n) for n in (before, before + 1))
+    return torch.lerp(row, experts.row(expert, before + 1), (epoch - first) / (last - first))
+
 
 class Windows:
     """Draws windows. pace: of averaged paths that are to be read later by their lag; None: paths are read as they are.
@@ -48,7 +72,8 @@ class Windows:
     def __init__(self, experts: Trajectories, spec: MatchingSpec, pace: Pace | None = None) -> None:
         self.experts, self.spec, self.pace = experts, spec, pace
         self._improved = spec if isinstance(spec, ImprovedSpec) else None
-        if (last := self.read_epoch(spec.max_start_epoch + spec.expert_epochs)) > experts.num_snapshots - 1 + 1e-6:
+        end = spec.max_start_epoch + spec.expert_epochs
+        if (last := end if pace is None else pace.read_epoch(end)) > experts.num_snapshots - 1 + 1e-6:
             raise ValueError(f"windows end at epoch {last:.2f} of the recorded paths, which have {experts.num_snapshots - 1}")
 
     def draw(self, iteration: int, random: torch.Generator) -> Window:
@@ -74,31 +99,9 @@ class Windows:
             return latest
         return latest * min(1.0, iteration / (self._improved.growing * self.spec.iterations))
 
-    def read_epoch(self, epoch: float) -> float:
-        """Where in the recorded path the expert of `epoch` is found: later than `epoch` by the average's lag."""
-        if self.pace is None:
-            return epoch
-        return read_time(epoch * self.pace.epoch_steps, self.pace.decay) / self.pace.epoch_steps
-
-    def stands_for(self, snapshot: int) -> float:
-        """The epoch that a snapshot stands for: the inverse of `read_epoch`."""
-        if self.pace is None:
-            return float(snapshot)
-        return mean_time(snapshot * self.pace.epoch_steps, self.pace.decay) / self.pace.epoch_steps
-
     def at(self, expert: int, epoch: float) -> Tensor:
-        """Parameters [P] of an expert at any time, in epochs; for reading only where that is a snapshot's.
-
-        Between two snapshots time goes by as what they stand for does, not as they were taken: an average gathers pace while it is
-        young, and so a straight path is read as it was.
-        """
-        place = self.read_epoch(epoch)
-        before = min(int(place + 1e-6), self.experts.num_snapshots - 1)
-        row = self.experts.row(expert, before)
-        if place - before < 2e-6:
-            return row
-        first, last = self.stands_for(before), self.stands_for(before + 1)
-        return torch.lerp(row, self.experts.row(expert, before + 1), (epoch - first) / (last - first))
+        """`expert_at` of these paths."""
+        return expert_at(self.experts, expert, epoch, self.pace)
 
 
 def inner_decay(spec: MatchingSpec) -> float:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -44,15 +46,19 @@ def match_paths(task: Task, material: Material, spec: MatchingSpec) -> Synthetic
     with threads_for(network, min(spec.batch_size, len(begun.images))):
         core = _core(network, experts, spec, state, task)
         real = _real(core, material, task.device) if isinstance(spec, ImprovedSpec) and (spec.functional or spec.looks) else None
-        windows = Windows(experts, spec, _pace(spec, task, len(material.images)))
+        pace = _pace(spec, task, len(material.images))
+        windows = Windows(experts, spec, pace)
         curves = match(OuterLoss(core, spec, real), windows, spec, state, task.work, task.reporter, _looks(core, spec, real, task))
     (task.out / "history.json").write_text(json.dumps(curves))
     skipped, beyond = (int(count) for count in state.skipped)
     if skipped:
         task.reporter.note(f"{skipped} of {spec.iterations} windows were skipped: their loss or gradient was not finite")
     if beyond:
-        task.reporter.note(f"{beyond} of {spec.iterations} windows ended beyond the threshold and taught nothing")
+        task.reporter.note(f"{beyond} of {spec.iterations} windows ended beyond the threshold and gave no gradient")
     images, targets, rate = state.best or (state.images, state.targets, state.rate)
+    more: dict[str, Any] = {} if pace is None else {"pace": asdict(pace)}
+    if state.best is not None:
+        more |= {"kept_iteration": state.best_iteration} | ({"real_error": state.least} if math.isfinite(state.least) else {})
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (material.mean, material.std))
     return material.as_set(
         task,
@@ -62,6 +68,7 @@ def match_paths(task: Task, material: Material, spec: MatchingSpec) -> Synthetic
         begun.indices,
         student=task.params["student"],
         skipped_windows=skipped,
+        **more,
     )
 
 

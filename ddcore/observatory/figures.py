@@ -6,7 +6,7 @@ from typing import Any
 from ddcore.data.images import load_dataset
 from ddcore.observatory.curves import draw_distances, draw_losses
 from ddcore.observatory.inner_figure import draw_inner
-from ddcore.observatory.inner_path import Pace, inner_paths
+from ddcore.observatory.inner_path import Clock, inner_paths
 from ddcore.observatory.pictures import draw_images
 from ddcore.observatory.recordings import read_experts, read_history, read_teacher
 from ddcore.observatory.trajectories import draw_experts, draw_teacher
@@ -47,11 +47,11 @@ def draw_figures(task: Task) -> dict[str, Any]:
     draw_images(data, load_dataset(task.input("dataset")).images[data.indices], data.info["method"]["name"], task.out)
     _tell(task, 5)
     summary: dict[str, Any] = {}
-    pace = Pace.of(data.info["method"])
-    if pace is None or not shards:
+    clock = Clock.of(data.info["method"])
+    if clock is None or not shards:
         left_out["inner_path"] = "this method matches no trajectories: no expert's time belongs to a step on its set"
     else:
-        found = inner_paths(task, data, shards, pace)
+        found = inner_paths(task, data, shards, clock)
         draw_inner(found, len(data.images), task.out)
         summary = {f"{name}_distance_left": one[-1] / found.standing[-1] for name, one in found.distances.items()}
     _tell(task, 6)

@@ -16,6 +16,7 @@ from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
 from ddcore.matching.adjoint import Inner, batches_of
 from ddcore.matching.explicit import core_of
+from ddcore.matching.windows import Pace, expert_at
 from ddcore.networks.flat import build_student
 from ddcore.observatory.pca import Plane, centred_gram, displacement_gram, projected_plane
 from ddcore.observatory.regression import evenly
@@ -30,19 +31,19 @@ MOST_EXPERTS = 8  # in the plane
 
 
 @dataclass(frozen=True)
-class Pace:
+class Clock:
     """How steps on a set and epochs of an expert go together, as the set was matched: `steps` in all, `epochs_a_step` each."""
 
     steps: int
     epochs_a_step: float
 
     @staticmethod
-    def of(method: dict[str, Any]) -> "Pace | None":
+    def of(method: dict[str, Any]) -> "Clock | None":
         """From the settings of the method that made the set; None if it matched no windows."""
         if "inner_steps" not in method:
             return None
         last = method["max_start_epoch"] + method["expert_epochs"]
-        return Pace(math.ceil(method["inner_steps"] * last / method["expert_epochs"]), method["expert_epochs"] / method["inner_steps"])
+        return Clock(math.ceil(method["inner_steps"] * last / method["expert_epochs"]), method["expert_epochs"] / method["inner_steps"])
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class InnerPaths:
     standing: list[float]
 
 
-def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], pace: Pace) -> InnerPaths:
+def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], clock: Clock) -> InnerPaths:
     """Pre-train from the first expert's start as evaluation does, on the synthetic set and on the real images that it began from.
 
     Both with the set's own rate or rates, the method's batch size and momentum, without augmentation, for all epochs that were
-    matched. The expert between two snapshots is on the straight line; an averaged path is taken as it was recorded. A run that
-    diverges is left out, with a note.
+    matched. The expert is read as it was matched: between two snapshots on the straight line, and an averaged path later by its lag
+    where matching did so. A run that diverges is left out, with a note.
     params: {"student"}; inputs: dataset, targets. Raises `DdcoreError` missing_input if the experts are of another network.
     """
     store = Trajectories(shards)
@@ -83,7 +84,7 @@ def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], pace: Pa
     size, runs = min(method["batch_size"], len(data.images)), {}
     with threads_for(network, size):
         for name, one in (("synthetic", data), ("real", real)):
-            batches = batches_of(len(one.images), size, pace.steps, generator(0, "inner path"))
+            batches = batches_of(len(one.images), size, clock.steps, generator(0, "inner path"))
             images, rate = one.normalised().to(task.device), one.learned_lr.to(task.device)
             inner = Inner(core, images, one.targets.to(task.device), rate, batches, method.get("inner_momentum", 0.0))
             run = _run(inner, start, task.reporter, name)
@@ -91,8 +92,9 @@ def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], pace: Pa
                 runs[name] = run
             else:
                 task.reporter.note(f"pre-training on the {name} images at the learned rate diverged: it is left out of inner_path")
-    kept = _kept(pace.steps, network.num_parameters)
-    return _placed(store, runs, [step * pace.epochs_a_step for step in kept])
+    kept = _kept(clock.steps, network.num_parameters)
+    lag = data.info.get("pace")
+    return _placed(store, runs, None if lag is None else Pace(**lag), [step * clock.epochs_a_step for step in kept])
 
 
 def _kept(steps: int, parameters: int) -> list[int]:
@@ -113,7 +115,7 @@ def _run(inner: Inner, start: Tensor, reporter: Reporter, name: str) -> Tensor:
     return torch.stack([*found, theta.cpu()])
 
 
-def _placed(store: Trajectories, runs: dict[str, Tensor], epochs: list[float]) -> InnerPaths:
+def _placed(store: Trajectories, runs: dict[str, Tensor], pace: Pace | None, epochs: list[float]) -> InnerPaths:
     chosen, count = evenly(store.num_experts, MOST_EXPERTS), store.num_snapshots
 
     def read(first: int, last: int) -> Tensor:
@@ -125,7 +127,7 @@ def _placed(store: Trajectories, runs: dict[str, Tensor], epochs: list[float]) -
     origins = torch.cat([starts.repeat_interleave(count), torch.zeros(rows - len(fitted), dtype=torch.long)])
     moves = displacement_gram(centred_gram(read, rows, store.num_parameters), origins)
     plane = projected_plane(moves, fitted, starts, starts + count - 1)
-    goals = [_at(store, epoch) for epoch in epochs]
+    goals = [expert_at(store, 0, epoch, pace).cpu() for epoch in epochs]
     return InnerPaths(
         epochs,
         Plane(plane.coordinates - plane.coordinates[:1], plane.explained),  # every start is the origin
@@ -135,9 +137,3 @@ def _placed(store: Trajectories, runs: dict[str, Tensor], epochs: list[float]) -
         {name: [float((theta - goal).norm()) for theta, goal in zip(run, goals, strict=True)] for name, run in runs.items()},
         [float((store.row(0, 0).cpu() - goal).norm()) for goal in goals],
     )
-
-
-def _at(store: Trajectories, epoch: float) -> Tensor:
-    """The first expert at a time, in epochs; its end from there on."""
-    before = min(int(epoch), store.num_snapshots - 2)
-    return torch.lerp(store.row(0, before).cpu(), store.row(0, before + 1).cpu(), min(epoch - before, 1.0))

@@ -84,13 +84,13 @@ class ImprovedSpec(MatchingSpec):
     )
     looks: int = Field(
         0, ge=0, le=1000,
-        description="how often, evenly spaced, networks are trained on the set as it will be used, and compared with the teacher on real"
+        description="how often, evenly spaced, networks are trained on the set as it was matched, and compared with the teacher on real"
         " images; the set that taught them best is kept. No label is read. 0: never, and the last set is kept",
     )  # fmt: skip
     growing: float = Field(0.0, ge=0.0, le=1.0, description="part of the iterations over which the latest start grows to its maximum")
     threshold: Positive | None = Field(
         None,
-        description="windows that end further from the goal than this, in units of the expert's move, teach nothing; 1: no nearer",
+        description="windows that end further from the goal than this, in units of the expert's move, give no gradient; 1: no nearer",
     )
 
 

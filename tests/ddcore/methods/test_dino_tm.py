@@ -151,4 +151,4 @@ def test_windows_beyond_the_threshold_are_told_of(made, tmp_path):
     reporter = Reporter(sink=lambda event: notes.append(event.get("text", "")))
     method = plan.steps["distill"].params["method"] | {"threshold": max(value for _, value in curve) * (1 - 1e-6)}
     again(plan, folders, tmp_path, "again", reporter=reporter, method=method)
-    assert "1 of 4 windows ended beyond the threshold and taught nothing" in notes
+    assert "1 of 4 windows ended beyond the threshold and gave no gradient" in notes

@@ -16,7 +16,7 @@ from ddcore.matching.adjoint import Inner, Memory, batches_of, run_inner
 from ddcore.matching.explicit import core_of
 from ddcore.networks.flat import build_student
 from ddcore.observatory.figures import draw_figures
-from ddcore.observatory.inner_path import InnerPaths, Pace, _kept, inner_paths
+from ddcore.observatory.inner_path import Clock, InnerPaths, _kept, inner_paths
 from ddcore.observatory.pca import centred_gram, principal_plane, projected_plane
 from ddcore.specs import StudentSpec
 from ddcore.synthetic import load_synthetic
@@ -29,8 +29,8 @@ Recorded = Callable[..., Task]
 def found(recorded: Recorded) -> tuple[Task, InnerPaths]:
     task = recorded()
     data = load_synthetic(task.input("set") / "synthetic.safetensors")
-    pace = Pace.of(data.info["method"])
-    assert pace == Pace(9, 2 / 6)  # six steps for two epochs, and windows up to the third
+    pace = Clock.of(data.info["method"])
+    assert pace == Clock(9, 2 / 6)  # six steps for two epochs, and windows up to the third
     return task, inner_paths(task, data, task.inputs["experts"], pace)
 
 
@@ -113,8 +113,8 @@ def test_other_students_are_refused_and_a_long_run_can_be_stopped(recorded: Reco
     data = load_synthetic(task.input("set") / "synthetic.safetensors")
     other = Task({"student": {"width": 8, "depth": 1}}, task.inputs, task.out, task.work, Reporter(), task.device)
     with pytest.raises(DdcoreError, match="experts have 308 parameters, but the student of the set has"):
-        inner_paths(other, data, task.inputs["experts"], Pace(9, 1.0))
+        inner_paths(other, data, task.inputs["experts"], Clock(9, 1.0))
     calls = iter(range(1000))
     stopped = Task(task.params, task.inputs, task.out, task.work, Reporter(should_stop=lambda: next(calls) == 12), task.device)
     with pytest.raises(Stopped):
-        inner_paths(stopped, data, task.inputs["experts"], Pace(1000, 0.001))
+        inner_paths(stopped, data, task.inputs["experts"], Clock(1000, 0.001))
