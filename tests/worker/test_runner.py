@@ -13,12 +13,13 @@ from sqlalchemy.exc import OperationalError
 
 from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
-from jobs import catalogue, claims
+from jobs import catalogue, claims, workers
 from jobs.database import sessions, transact
 from jobs.errors import StoreAway
 from jobs.models import Artifact, Event, Metric, Step
 from jobs.settings import Settings
 from jobs.store import FolderStore, open_store
+from jobs.workers import Presence
 from tests.object_server import ObjectServer
 from tests.worker.service import archive, post, until
 from worker import patience, template
@@ -241,9 +242,16 @@ def test_a_fresh_interpreter_does_as_well_where_forking_is_not_safe(
     settings: Settings, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POTSTILL_HOME", str(settings.home))
+    monkeypatch.setenv("POTSTILL_DEVICE", "cpu")
     with open(tmp_path / "log", "w+") as log:
-        child = template._spawn("step_unknown", "1", log.fileno())
+        child = template._spawn("worker.runner", "step_unknown", "1", log=log.fileno())
         assert until(lambda: template._ended(child), 60) == Exit.LOST
+        presence = Presence("one/7", "host", 7, ("cpu",), "engine", "1.0")
+        transact(sessions(engine), lambda s: workers.report(s, presence, alive_seconds=60))
+        child = template._spawn("worker.device", "one/7", log=log.fileno())
+        assert until(lambda: template._ended(child) is not None, 60)
+    with sessions(engine)() as session:
+        assert workers.workers(session)[0].device == "cpu"
 
 
 def test_a_runner_may_hold_thousands_of_inputs_open() -> None:
