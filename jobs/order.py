@@ -59,9 +59,16 @@ def line_up(session: Session, job_ids: Collection[str], fresh: Collection[str]) 
     before = {row.id: row.turn for row in waiting}
     new = set(fresh)
     turns = {id: min(found if id in new else [*found, before[id]]) for id, found in offered.items()}
-    changes = [{"id": id, "turn": turn} for id, turn in turns.items() if turn != before[id]]
-    if changes:
-        session.execute(update(Step), changes)
+    if placed := [{"id": id, "turn": turns[id]} for id in new & turns.keys()]:
+        session.execute(update(Step), placed)
+    nearer: dict[int, list[str]] = defaultdict(list)  # mostly all by one: a step of their job has ended
+    for id, turn in turns.items():
+        if id not in new and turn != before[id]:
+            nearer[before[id] - turn].append(id)
+    for by, ids in nearer.items():
+        for start in range(0, len(ids), _MANY):
+            change = update(Step).where(Step.id.in_(ids[start : start + _MANY])).values(turn=Step.turn - by)
+            session.execute(change.execution_options(synchronize_session=False))
 
 
 def reprioritise(session: Session, job_ids: Collection[str]) -> None:
