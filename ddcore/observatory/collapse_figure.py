@@ -95,4 +95,5 @@ def _danger(axes: Axes, low: float, high: float, words: str) -> None:
     axes.annotate(
         words, (0.99, high), xycoords=axes.get_yaxis_transform(), xytext=(0, -3 if "log" in words else 3),
         textcoords="offset points", ha="right", va="top" if "log" in words else "bottom", color=QUIET, fontsize=9,
+        bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1},  # a curve may run behind
     )  # fmt: skip
