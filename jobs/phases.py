@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ddcore.specs import MATCHING
 from jobs.models import Job, Step
 
 DOING = {
@@ -18,9 +19,6 @@ DOING = {
     "ranking": "ranking the variants",
     "observe": "observing how the networks moved",
 }
-
-
-MATCHING = ("mkdt", "mkdt_plus", "dino_tm")
 
 
 def doing(step: Step) -> str:

@@ -7,6 +7,7 @@ unknown fields. Sizes that only make sense beside a data set are checked in `ddc
 from ddcore.specs.fields import Augmentation, Count, NonNegative, Positive, Seed, Spec
 from ddcore.specs.jobs import Baseline, DistillSpec, Downstream, EvaluateSpec, MeasureSpec, ObserveSpec, PretrainSpec, merge
 from ddcore.specs.methods import (
+    MATCHING,
     DinoTMSpec,
     ExpertPath,
     HighLossSpec,
@@ -23,6 +24,7 @@ from ddcore.specs.sweeps import SweepSpec
 from ddcore.specs.teachers import AugmentSpec, BackboneSpec, BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec, TeacherSpec
 
 __all__ = [
+    "MATCHING",
     "VIT_HEADS",
     "AugmentSpec",
     "Augmentation",

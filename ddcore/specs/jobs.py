@@ -7,7 +7,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ddcore.presets import PRESETS
 from ddcore.specs.fields import Fraction, NonNegative, Positive, Seed, Spec
-from ddcore.specs.methods import ExpertPath, ImprovedSpec, MatchingSpec, MethodSpec, MKDTSpec
+from ddcore.specs.methods import MATCHING, ExpertPath, ImprovedSpec, MatchingSpec, MethodSpec, MKDTSpec
 from ddcore.specs.students import ExpertsSpec, StudentSpec
 from ddcore.specs.teachers import DinoSpec, GivenTeacherSpec, TeacherSpec
 
@@ -128,9 +128,6 @@ class ObserveSpec(Spec):
         return teacher
 
 
-_MATCHING = ("mkdt", "mkdt_plus", "dino_tm")
-
-
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the fields of `over`, nested; a nested table that names another kind (`ssl`, `name`) replaces the whole.
 
@@ -141,7 +138,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         old = out.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
             same_kind = all(value.get(tag, old.get(tag)) == old.get(tag) for tag in ("ssl", "name"))
-            if not same_kind and old.get("name") in _MATCHING and value.get("name") in _MATCHING:
+            if not same_kind and old.get("name") in MATCHING and value.get("name") in MATCHING:
                 shared = MatchingSpec if "mkdt" in (old["name"], value["name"]) else ImprovedSpec
                 old, same_kind = {name: kept for name, kept in old.items() if name in shared.model_fields}, True
             out[key] = merge(old, value) if same_kind else value

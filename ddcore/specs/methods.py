@@ -7,6 +7,8 @@ from pydantic import AfterValidator, Field
 
 from ddcore.specs.fields import Augmentation, Count, NonNegative, Positive, Spec, distinct
 
+MATCHING = ("mkdt", "mkdt_plus", "dino_tm")  # names of the methods that match trajectories
+
 
 class MatchingSpec(Spec):
     """What all methods share that match trajectories: windows, inner run, outer optimiser."""
