@@ -43,8 +43,12 @@ def check_observe(spec: ObserveSpec, facts: DatasetFacts) -> list[Problem]:
     """What in an observation makes no sense for its dataset; empty if nothing."""
     unread = () if spec.experts else ("student", "method")
     problems = [one for one in check_distill(as_distillation(spec), facts) if one.loc[0] not in unread]
-    if spec.path == "final":  # which any teacher may be followed by
+    if spec.path in ("final", "labels"):  # which any teacher may be followed by
         problems = [one for one in problems if one.loc[0] != "method"]
+    if spec.experts and spec.path == "labels" and facts.class_counts is None:
+        problems.append(
+            Problem(("path",), f"dataset {facts.name} has no labels to follow", "labels", "another path, or a labelled dataset")
+        )
     problems = [_as_observed(one, spec) for one in problems]
     if not isinstance(spec.teacher, GivenTeacherSpec) and spec.teacher.num_snapshots < LEAST_SNAPSHOTS:
         said = "too few snapshots of a run to tell how it turned"
@@ -178,6 +182,8 @@ def as_distillation(spec: ObserveSpec) -> DistillSpec:
         teacher=spec.teacher,
         student=spec.student,
         experts=spec.training.model_copy(update={"num": max(1, spec.experts)}),
-        method=DinoTMSpec(path=spec.path if spec.experts else "final", expert_epochs=spec.epochs, max_start_epoch=0, lag=False),
+        method=DinoTMSpec(
+            path=spec.path if spec.experts and spec.path != "labels" else "final", expert_epochs=spec.epochs, max_start_epoch=0, lag=False
+        ),
         seed=spec.seed,
     )

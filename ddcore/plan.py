@@ -7,7 +7,7 @@ the work. Whatever does not change the output (names, job, machine) stays out of
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ddcore.checks import DatasetFacts, as_distillation, check_distill, check_evaluate, check_observe, digest
 from ddcore.errors import SpecError
@@ -144,7 +144,9 @@ def _targets(plan: Plan, dataset: str) -> str:
     return plan.add("targets", "targets", {}, {"dataset": [dataset], "teacher": ["teacher"]})
 
 
-def _experts(plan: Plan, spec: DistillSpec, facts: DatasetFacts, path: ExpertPath, epochs: int, same_start: bool = False) -> list[str]:
+def _experts(
+    plan: Plan, spec: DistillSpec, facts: DatasetFacts, path: ExpertPath | Literal["labels"], epochs: int, same_start: bool = False
+) -> list[str]:
     """Shards of experts; those of the finished teacher's targets may go by another name beside the ones that are matched."""
     dataset, experts = add_dataset(plan, facts), spec.experts
     inputs, name = {"dataset": [dataset], "targets": ["targets"]}, "experts" if path == path_of(spec) else "scorers"

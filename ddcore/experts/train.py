@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.images import Images, Normaliser, load_dataset, mean_std
@@ -20,7 +21,7 @@ from ddcore.matching.cores import Core
 from ddcore.matching.explicit import core_of
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.specs import ExpertsSpec, StudentSpec
-from ddcore.ssl.targets import stage_targets
+from ddcore.ssl.targets import stage_targets, standardise
 from ddcore.task import Task
 from ddcore.threads import threads_for
 from ddcore.transfer import send
@@ -44,7 +45,7 @@ def train_experts(task: Task) -> dict[str, Any]:
     """
     spec, student = ExpertsSpec(**task.params["experts"]), StudentSpec(**task.params["student"])
     images = load_dataset(task.input("dataset") / "dataset.safetensors")
-    targets = load_file(task.input("targets") / "targets.safetensors")["targets"]
+    targets = targets_of(task, images)
     mean, std = mean_std(images.images)
     network = build_student(student, images.shape, targets.shape[1]).to(task.device)
     if task.params.get("path") in ("teacher", "student"):
@@ -55,6 +56,15 @@ def train_experts(task: Task) -> dict[str, Any]:
         with threads_for(network, min(spec.batch_size, len(images))):
             shard = _train_shard(task, core, spec, data)
     return _finish(task, shard, spec, {"student": student.model_dump(mode="json"), "mean": mean, "std": std})
+
+
+def targets_of(task: Task, images: Images) -> torch.Tensor:
+    """What experts regress, float32 [n, d]: the finished teacher's targets; for path "labels" one dimension a class, standardised alike."""
+    if task.params.get("path") != "labels":
+        return load_file(task.input("targets") / "targets.safetensors")["targets"]
+    if images.labels is None:
+        raise DdcoreError("bad_dataset", "experts were to follow the labels, and the data set has none", "give labels, or another path")
+    return standardise(functional.one_hot(images.labels, max(len(images.classes), int(images.labels.max()) + 1)).float())[0]
 
 
 def _own_paths(task: Task, network: FlatNetwork, images: Images, out_dim: int) -> Shard:

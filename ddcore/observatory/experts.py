@@ -9,6 +9,7 @@ from torch import Tensor
 from ddcore.data.images import load_dataset
 from ddcore.errors import DdcoreError
 from ddcore.experts.store import Trajectories
+from ddcore.experts.train import targets_of
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.observatory.feature_figures import draw_noise
 from ddcore.observatory.gradient_figures import Ratios, expert_ratios
@@ -37,8 +38,9 @@ def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows:
     """
     store = Trajectories(shards)
     chosen = drawn_experts(store)
-    shape = load_dataset(task.input("dataset")).shape
-    network = build_student(StudentSpec(**task.params["student"]), shape, facts["feature_dim"])
+    data = load_dataset(task.input("dataset"))
+    out_dim = targets_of(task, data).shape[1] if task.params.get("path") == "labels" else facts["feature_dim"]
+    network = build_student(StudentSpec(**task.params["student"]), data.shape, out_dim)
     count, columns = store.num_snapshots, store.num_parameters
     if network.num_parameters != columns:
         detail = f"the experts have {columns:,} parameters, but the student of this observation has {network.num_parameters:,}"

@@ -110,9 +110,10 @@ class ObserveSpec(Spec):
     experts: int = Field(0, ge=0, le=1000, description="students trained to regress the teacher's targets, and observed beside it")
     epochs: int = Field(5, ge=2, le=1000, description="of an expert, one snapshot each; read only with experts")
     student: StudentSpec = Field(StudentSpec(), description="the network of an expert; read only with experts")
-    path: ExpertPath = Field(
+    path: ExpertPath | Literal["labels"] = Field(
         "final",
-        description="what an expert follows: the finished teacher, a DINO teacher stage by stage, or a run of its own by the teacher's"
+        description="what an expert follows: the finished teacher, the labels (supervised: squared error on them, standardised), a DINO"
+        " teacher stage by stage, or a run of its own by the teacher's"
         " recipe, whose moving average (`teacher`, DINO only) or very parameters (`student`) are recorded",
     )
     same_start: bool = Field(True, description="all experts begin from one initialisation: then their scatter is noise")
