@@ -149,7 +149,7 @@ def _experts(
 ) -> list[str]:
     """Shards of experts; those of the finished teacher's targets may go by another name beside the ones that are matched."""
     dataset, experts = add_dataset(plan, facts), spec.experts
-    inputs, name = {"dataset": [dataset], "targets": ["targets"]}, "experts" if path == path_of(spec) else "scorers"
+    inputs, name = {"dataset": [dataset], "targets": ["targets"]}, "scorers" if path == "final" != path_of(spec) else "experts"
     more: dict[str, Any] = {} if path == "final" else {"path": path}
     if same_start:
         more["same_start"] = True

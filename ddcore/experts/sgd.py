@@ -62,7 +62,7 @@ class Expert:
     def begin(network: FlatNetwork, spec: ExpertsSpec, seed: int, index: int, device: torch.device, same_start: bool = False) -> "Expert":
         """Expert `index` of the whole run: its stream of randomness does not depend on how experts are split into shards."""
         random = generator(seed, "expert", index)
-        start = start_of(network, seed, index, same_start) if same_start else network.init(random)  # before its orders are drawn
+        start = network.init(generator(seed, "start") if same_start else random)  # the one before its orders are drawn
         theta = start.to(device, copy=True)
         average = theta if spec.ema is None else theta.clone()
         return Expert(theta, torch.zeros_like(theta), average, random, torch.zeros((), device=device), [start])

@@ -34,6 +34,7 @@ class StudentRun(Run):
         super().__init__(spec, data, task)
 
     def build(self) -> Objective:
+        """Heads and loss of the recipe on the student, which is set to its start."""
         stream = () if self.task.params["same_start"] else self.stream
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(generator(self.seed, "heads", *stream).initial_seed())

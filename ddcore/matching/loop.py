@@ -209,7 +209,7 @@ def _given(window: Window, real: Regression | None, spec: MatchingSpec, state: S
 
 
 def _step(state: State, spec: MatchingSpec, found: Sequence[torch.Tensor], loss: torch.Tensor, distance: torch.Tensor) -> None:
-    """Apply the gradients. A window that blew up (NaN or infinity anywhere), or ended beyond the threshold, adds nothing but a count."""
+    """Apply the gradients. A window that blew up (NaN or infinity anywhere), or ended beyond the threshold, counts as zero gradient."""
     used = torch.isfinite(loss)
     for gradient in found:
         used = used & torch.isfinite(gradient).all()
