@@ -1,4 +1,4 @@
-"""What a running step says of itself: progress, metrics, notes; and the one place where it learns that it must stop."""
+"""What a running step says of itself: progress, metrics, notes; and the one place where it learns that it must stop, or save its work."""
 
 import time
 from collections.abc import Callable
@@ -10,19 +10,26 @@ from ddcore.errors import Stopped
 Event = dict[str, Any]  # {"type": "progress" | "metric" | "note", ...}: plain JSON, so that any sink can carry it
 
 MIN_INTERVAL = 0.1  # seconds between two progress events: at most ten a second
+CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass
 class Reporter:
     """Throttles what a step says and raises `Stopped` where it may end.
 
-    sink: receives each event (a dict of plain JSON values). should_stop: polled at every `progress` call; cheap.
+    sink: receives each event (a dict of plain JSON values). should_stop: polled at every `progress` call; cheap. checkpoint_seconds:
+    between two checkpoints, and so about the work that a killed step loses; 0 is as often as the step can.
     """
 
     sink: Callable[[Event], None] = lambda event: None
     should_stop: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.monotonic
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     _last: float = field(default=-1e9, init=False)
+    _saved: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._saved = self.clock()
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Report `done` of `total` units; call it every iteration. Raises `Stopped` if the caller asked for it."""
@@ -41,22 +48,10 @@ class Reporter:
         """Report something a person should read, such as a recovery or a fallback."""
         self.sink({"type": "note", "text": text})
 
-
-@dataclass
-class Every:
-    """True at most once every `seconds`, counted from when it was made: when to write a checkpoint."""
-
-    seconds: float
-    clock: Callable[[], float] = time.monotonic
-    _last: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._last = self.clock()
-
-    def due(self) -> bool:
-        """Whether that long has passed since it last said so."""
+    def checkpoint_due(self) -> bool:
+        """Whether to write a checkpoint now: that long has passed since this last said so, or since the beginning."""
         now = self.clock()
-        if now - self._last < self.seconds:
+        if now - self._saved < self.checkpoint_seconds:
             return False
-        self._last = now
+        self._saved = now
         return True

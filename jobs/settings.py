@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(3.0, gt=0.0, description="between two renewals of a lease; also how late a cancel is seen")
     stall_seconds: float = Field(600.0, gt=0.0, description="a runner that says nothing for so long is taken for hung")
     stop_grace_seconds: float = Field(10.0, ge=0.0, description="between asking a runner to stop and killing it")
+    checkpoint_seconds: float = Field(60.0, ge=0.0, le=120.0, description="between two checkpoints of a step: what a killed one loses")
     max_attempts: int = Field(3, ge=1, le=100, description="failures of a step that are not the user's, before it fails for good")
     ring_seconds: float = Field(30.0, gt=0.0, description="a step ready for so long, and not begun, has its doorbell rung again")
 

@@ -103,7 +103,11 @@ class _Runner:
             self._require_room(1)  # rather now than after hours of work
             inputs = {role: [self._stored(cache.folder, files) for files in steps] for role, steps in work.inputs.items()}
             set_deterministic(self.settings.threads or None)
-            reporter = Reporter(sink=lambda event: self._say(recorder, event), should_stop=self.stop.is_set)
+            reporter = Reporter(
+                sink=lambda event: self._say(recorder, event),
+                should_stop=self.stop.is_set,
+                checkpoint_seconds=self.settings.checkpoint_seconds,
+            )
             device = choose_device(self.settings.device)
             resources = self._resources(work.params, cache)
             summary = run_step(work.kind, work.params, inputs, place.out, place.work, reporter, device, resources)

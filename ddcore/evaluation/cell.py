@@ -14,12 +14,11 @@ from ddcore.evaluation.knn import knn_accuracy
 from ddcore.evaluation.pretrain import Pretrained, initial, pretrain
 from ddcore.evaluation.probes import probe_accuracy
 from ddcore.evaluation.progress import Ticker
-from ddcore.events import Every
 from ddcore.networks.flat import FlatNetwork
 from ddcore.synthetic import SyntheticSet
 from ddcore.task import Task, generator
 
-CHECKPOINT_SECONDS = 30.0
+LAYOUT = "evaluate 1"  # of checkpoints
 
 Record = dict[str, Any]
 Draw = tuple[float, int, Tensor]  # fraction, number of the draw, rows that keep their label
@@ -71,9 +70,8 @@ def _write(task: Task, records: list[Record], trained: dict[str, Pretrained]) ->
 def _train_all(task: Task, network: FlatNetwork, arms: list[Arm], ticker: Ticker) -> dict[str, Pretrained]:
     """Each arm's encoder, in order; encoders of an earlier attempt at this step are taken from its checkpoint."""
     seed, settings = task.params["seed"], task.params["pretrain"]
-    tensors, facts = read_checkpoint(task.work) or ({}, {})
+    tensors, facts = read_checkpoint(task.work, LAYOUT, task.reporter.note) or ({}, {})
     trained = {name: Pretrained(tensors[name].to(task.device), *losses) for name, losses in facts.items()}
-    saved = Every(CHECKPOINT_SECONDS)
     for arm in arms:
         if arm.name in trained:
             ticker.skip(settings["steps"] if arm.data is not None else 0)
@@ -85,9 +83,9 @@ def _train_all(task: Task, network: FlatNetwork, arms: list[Arm], ticker: Ticker
             )
             if one.first_loss is not None and one.last_loss is not None and one.last_loss > one.first_loss:
                 task.reporter.note(f"the loss of {arm.name} rose from {one.first_loss:.4g} to {one.last_loss:.4g} at rate {arm.rate:.4g}")
-        if saved.due():
+        if task.reporter.checkpoint_due():
             losses = {name: (one.first_loss, one.last_loss) for name, one in trained.items()}
-            write_checkpoint(task.work, {name: one.theta for name, one in trained.items()}, losses)
+            write_checkpoint(task.work, LAYOUT, {name: one.theta for name, one in trained.items()}, losses)
     return {arm.name: trained[arm.name] for arm in arms}
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.images import Images, Normaliser, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Stopped
-from ddcore.events import Event, Every, Reporter
+from ddcore.events import Event, Reporter
 from ddcore.experts.sgd import CudaLane, Expert, Lane, Regression, in_flight, start_of
 from ddcore.experts.ssl_paths import own_path
 from ddcore.experts.store import write_trajectories
@@ -26,7 +26,7 @@ from ddcore.task import Task
 from ddcore.threads import threads_for
 from ddcore.transfer import send
 
-CHECKPOINT_SECONDS = 60.0
+LAYOUT = "experts 1"  # of checkpoints
 
 
 @dataclass
@@ -89,27 +89,26 @@ def _part_of(reporter: Reporter, place: int, count: int) -> Reporter:
         elif event["type"] == "note":
             reporter.note(event["text"])
 
-    return Reporter(sink, reporter.should_stop)
+    return Reporter(sink, reporter.should_stop, checkpoint_seconds=reporter.checkpoint_seconds)
 
 
 def _train_shard(task: Task, core: Core, spec: ExpertsSpec, data: Regression) -> Shard:
     """All experts of the shard, a few side by side; these are at the same epoch and the same batch."""
     first, count = task.params["first"], task.params["count"]
-    shard, group = _resume(task.work, task.device)
-    saved = Every(CHECKPOINT_SECONDS)
+    shard, group = _resume(task)
     while (whole := len(shard.losses)) < count:
         if not group:
             several = min(in_flight(core.network, min(spec.batch_size, len(data.images)), task.device), count - whole)
             seed, alike = task.params["seed"], task.params.get("same_start", False)
             group = [Expert.begin(core.network, spec, seed, first + whole + i, task.device, alike) for i in range(several)]
-        _train_group(task, core, spec, data, group, shard, saved)
+        _train_group(task, core, spec, data, group, shard)
         shard.snapshots += [torch.stack(expert.snapshots) for expert in group]
         shard.losses += [expert.losses for expert in group]
         group = []
     return shard
 
 
-def _train_group(task: Task, core: Core, spec: ExpertsSpec, data: Regression, group: list[Expert], shard: Shard, saved: Every) -> None:
+def _train_group(task: Task, core: Core, spec: ExpertsSpec, data: Regression, group: list[Expert], shard: Shard) -> None:
     """What is left of the epochs of the experts in flight; their lanes, and all that these hold, are gone afterwards."""
     whole, count, epochs = len(shard.losses), task.params["count"], task.params["epochs"]
     lanes = [(CudaLane if task.device.type == "cuda" else Lane)(core, expert, spec, data) for expert in group]
@@ -124,7 +123,7 @@ def _train_group(task: Task, core: Core, spec: ExpertsSpec, data: Regression, gr
             except Stopped:
                 _save(task.work, shard, group, before)  # where the epoch began: it is run again from there
                 raise
-            if saved.due():
+            if task.reporter.checkpoint_due():
                 _save(task.work, shard, group, [expert.state() for expert in group])
     finally:
         for lane in lanes:
@@ -176,11 +175,11 @@ def _save(work: Path, shard: Shard, group: list[Expert], states: list[dict[str, 
     for i, (expert, state) in enumerate(zip(group, states, strict=True)):
         tensors |= {f"{i}.snapshot.{t}": s for t, s in enumerate(expert.snapshots)}
         tensors |= {f"{i}.{name}": tensor for name, tensor in state.items()}
-    write_checkpoint(work, tensors, {"losses": shard.losses, "current": [expert.losses for expert in group]})
+    write_checkpoint(work, LAYOUT, tensors, {"losses": shard.losses, "current": [expert.losses for expert in group]})
 
 
-def _resume(work: Path, device: torch.device) -> tuple[Shard, list[Expert]]:
-    found = read_checkpoint(work)
+def _resume(task: Task) -> tuple[Shard, list[Expert]]:
+    found = read_checkpoint(task.work, LAYOUT, task.reporter.note)
     if found is None:
         return Shard(), []
     tensors, facts = found
@@ -189,5 +188,5 @@ def _resume(work: Path, device: torch.device) -> tuple[Shard, list[Expert]]:
     for i, losses in enumerate(facts["current"]):
         snapshots = [tensors[f"{i}.snapshot.{t}"] for t in range(len(losses) + 1)]
         state = {name: tensors[f"{i}.{name}"] for name in ("theta", "velocity", "average", "random") if f"{i}.{name}" in tensors}
-        group.append(Expert.restore(state, snapshots, losses, device))
+        group.append(Expert.restore(state, snapshots, losses, task.device))
     return shard, group

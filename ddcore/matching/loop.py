@@ -11,7 +11,7 @@ import torch
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.differentiable import Views
 from ddcore.errors import DdcoreError, Stopped
-from ddcore.events import Every, Reporter
+from ddcore.events import Reporter
 from ddcore.experts.sgd import Regression
 from ddcore.matching.adjoint import Inner, Memory, batches_of, pull_back, run_inner
 from ddcore.matching.cores import Core
@@ -25,7 +25,7 @@ from ddcore.specs import ImprovedSpec, MatchingSpec
 from ddcore.synthetic import mean_rate
 from ddcore.transfer import send
 
-CHECKPOINT_SECONDS = 60.0
+LAYOUT = "matching 1"  # of checkpoints
 CURVE_POINTS = 300
 RATE_BOUND = 30.0  # the learned rate stays within this factor of where it began
 RATE_CHANGE = 1.2  # and moves by at most this factor in one iteration: its gradient's size depends on the problem, and may be huge
@@ -85,7 +85,6 @@ def match(
     memory = _plan(core, windows, spec, state, views)
     reporter.note(f"matching with the {core.name} core; {memory.words(spec.inner_steps)}")
     iteration = _iteration(loss, spec, memory, state, views, reporter)
-    saved = Every(CHECKPOINT_SECONDS)
     # A point of the curve waits for the device.
     stride = max(LOOK_EVERY if state.images.is_cuda else 1, spec.iterations // CURVE_POINTS)
     look_at = look_iterations(spec)
@@ -105,7 +104,7 @@ def match(
             _check(state, spec, core.network, first_rate)
         if state.iteration in look_at:
             _look(state, looks, reporter)
-        if saved.due():
+        if reporter.checkpoint_due():
             _save(work, state, core.name)
     reporter.progress(spec.iterations, spec.iterations, "iterations", "matching trajectories")
     return state.history
@@ -280,11 +279,11 @@ def _save(work: Path, state: State, core: str) -> None:
     if state.best is not None:
         tensors |= dict(zip(("best.images", "best.targets", "best.rate"), state.best, strict=True))
     facts = {"iteration": state.iteration, "history": state.history, "core": core, "best_iteration": state.best_iteration}
-    write_checkpoint(work, tensors, facts | ({"least": state.least} if math.isfinite(state.least) else {}))
+    write_checkpoint(work, LAYOUT, tensors, facts | ({"least": state.least} if math.isfinite(state.least) else {}))
 
 
 def _resume(work: Path, state: State, core: str, reporter: Reporter) -> None:
-    found = read_checkpoint(work)
+    found = read_checkpoint(work, LAYOUT, reporter.note)
     if found is None:
         return
     tensors, facts = found

@@ -14,7 +14,7 @@ from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.augment import random_views
 from ddcore.data.images import Images, Normaliser, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Problem, SpecError, Stopped
-from ddcore.events import Every, Reporter
+from ddcore.events import Reporter
 from ddcore.networks.backbones import build_backbone, feature_dim
 from ddcore.specs import BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec, TeacherSpec
 from ddcore.ssl.barlow_twins import barlow_twins
@@ -33,7 +33,7 @@ from ddcore.task import Task, generator
 from ddcore.transfer import send
 
 Trained = DinoSpec | BarlowTwinsSpec | SimCLRSpec
-CHECKPOINT_SECONDS = 60
+LAYOUT = "teacher 1"  # of checkpoints
 POINTS = 300  # of a curve
 LOOKS = 5  # k-NN accuracies measured on the way, on a sample
 LOOK_IMAGES = 2000
@@ -94,7 +94,7 @@ class Run:
         self._resume()
         if self.step == 0:
             self._snapshot()
-        every, began, first = Every(CHECKPOINT_SECONDS), time.perf_counter(), self.step
+        began, first = time.perf_counter(), self.step
         try:
             while self.step < self.total:
                 self.task.reporter.progress(self.step, self.total, "steps", f"{self.rate:,.0f} images/s")
@@ -105,7 +105,7 @@ class Run:
                     self._snapshot()
                 if self._at(LOOKS) or self.step == self.total:
                     self._look()
-                if every.due():
+                if self.task.reporter.checkpoint_due():
                     self._checkpoint()
             self._compare_gradients()
             self.task.reporter.progress(self.total, self.total, "steps", f"{self.rate:,.0f} images/s")
@@ -208,10 +208,10 @@ class Run:
             tensors |= {f"{name}:{key}": tensor for key, tensor in module.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer:{number}:{key}": tensor for key, tensor in state.items()}
-        write_checkpoint(self.task.work, tensors, {"step": self.step, "history": self.history})
+        write_checkpoint(self.task.work, LAYOUT, tensors, {"step": self.step, "history": self.history})
 
     def _resume(self) -> None:
-        found = read_checkpoint(self.task.work)
+        found = read_checkpoint(self.task.work, LAYOUT, self.task.reporter.note)
         if found is None:
             return
         tensors, facts = found

@@ -3,7 +3,7 @@
 import pytest
 
 from ddcore.errors import CODES, DdcoreError, Stopped
-from ddcore.events import Every, Reporter
+from ddcore.events import Reporter
 
 
 class Clock:
@@ -55,16 +55,16 @@ def test_metrics_and_notes_are_plain_numbers_and_text():
 
 def test_a_checkpoint_is_due_once_a_period_counted_from_the_start():
     clock = Clock()
-    every = Every(60.0, clock)
+    every = Reporter(clock=clock)
     seen = []
     for _ in range(20):
         clock.now += 25.0
-        seen.append(every.due())
+        seen.append(every.checkpoint_due())
     assert [i for i, due in enumerate(seen) if due] == [2, 5, 8, 11, 14, 17]
-    slow = Every(60.0, clock)
-    clock.now += 90.0
-    assert slow.due()  # the first unit of work took longer than the period
-    assert Every(0.0, clock).due()
+    slow = Reporter(clock=clock, checkpoint_seconds=30.0)
+    clock.now += 45.0
+    assert slow.checkpoint_due()  # the first unit of work took longer than the period
+    assert Reporter(clock=clock, checkpoint_seconds=0.0).checkpoint_due()
 
 
 def test_only_listed_codes_are_raised():

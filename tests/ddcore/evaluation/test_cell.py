@@ -146,8 +146,7 @@ def test_progress_is_one_bar_that_fills(world: World) -> None:
 
 
 def test_a_stopped_cell_resumes_to_the_same_scores(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell, "CHECKPOINT_SECONDS", 0.0)
-    whole, halves = world("whole"), world("halves")
+    whole, halves = world("whole"), replace(world("halves"), reporter=Reporter(checkpoint_seconds=0.0))
     evaluate_cell(whole)
     trained: list[str] = []
     real = cell.pretrain

@@ -244,8 +244,7 @@ def test_a_shard_that_is_stopped_anywhere_resumes_bit_for_bit(world, ema):
     assert heard[0]["total"] == 27
 
 
-def test_a_crash_resumes_from_the_last_epoch_kept(world, monkeypatch):
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+def test_a_crash_resumes_from_the_last_epoch_kept(world):
     straight, history, _ = world("straight", count=2)
     calls = iter(range(11))
 
@@ -255,7 +254,7 @@ def test_a_crash_resumes_from_the_last_epoch_kept(world, monkeypatch):
         return False
 
     with pytest.raises(RuntimeError, match="power"):
-        world("crashed", reporter=Reporter(should_stop=power))
+        world("crashed", reporter=Reporter(should_stop=power, checkpoint_seconds=0.0))
     heard = []
     paths, again, _ = world("crashed", reporter=Reporter(sink=heard.append))
     assert torch.equal(paths, straight)

@@ -221,7 +221,7 @@ def test_the_bounds_of_a_resumed_run_are_those_of_the_whole_run(tmp_path):
     spec = spec_of(lr_rate=1e-3)
     with pytest.raises(Stopped):
         go(tmp_path, spec, begin(spec, rate=RATE / 50), reporter=stop_after(20))
-    assert float(read_checkpoint(tmp_path / "work")[0]["rate"]) > RATE / 10
+    assert float(read_checkpoint(tmp_path / "work", loop.LAYOUT)[0]["rate"]) > RATE / 10
     with pytest.raises(DdcoreError, match=r"ran from 0\.002 to its bound 0\.06"):
         go(tmp_path, spec, begin(spec, rate=RATE / 50))
 
@@ -235,7 +235,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_bit_for_bit(tmp_path, mon
     for calls in (0, 8, 7):
         with pytest.raises(Stopped):
             go(tmp_path, spec, begin(spec, 0.5, torch.float32), reporter=stop_after(calls))
-    assert read_checkpoint(tmp_path / "work")[1]["iteration"] == 15
+    assert read_checkpoint(tmp_path / "work", loop.LAYOUT)[1]["iteration"] == 15
     resumed = begin(spec, 0.5, torch.float32)
     assert go(tmp_path, spec, resumed) == curves
     assert [x for x, _ in curves["matching_loss"]] == [5, 10, 15, 20, 22]
@@ -321,8 +321,7 @@ def test_what_an_iteration_reads_stays_where_a_graph_found_it_also_after_a_stop(
         assert not torch.equal(getattr(plain, name), getattr(begin(spec, 0.5), name))
 
 
-def test_a_crash_costs_no_more_than_the_work_since_the_last_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+def test_a_crash_costs_no_more_than_the_work_since_the_last_checkpoint(tmp_path):
     spec, heard = spec_of(iterations=12), []
 
     def crash(event):
@@ -333,7 +332,7 @@ def test_a_crash_costs_no_more_than_the_work_since_the_last_checkpoint(tmp_path,
     straight = begin(spec, 0.5)
     curves = go(tmp_path, spec, straight, work="straight")
     with pytest.raises(RuntimeError, match="power"):
-        go(tmp_path, spec, begin(spec, 0.5), reporter=Reporter(sink=crash))
+        go(tmp_path, spec, begin(spec, 0.5), reporter=Reporter(sink=crash, checkpoint_seconds=0.0))
     again, done = begin(spec, 0.5), []
     assert (
         go(tmp_path, spec, again, reporter=Reporter(sink=lambda e: done.append(e["done"]) if e["type"] == "progress" else None)) == curves
