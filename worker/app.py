@@ -17,11 +17,11 @@ from celery.signals import setup_logging, worker_init, worker_process_init, work
 from kombu.entity import Queue
 
 from ddcore.plan import engine_digest
+from jobs import logs
 from jobs.database import connect, sessions
 from jobs.models import QUEUES
 from jobs.settings import get_settings
 from jobs.workers import Presence
-from worker import logs
 from worker.launcher import Launcher
 from worker.presence import Announcer
 from worker.supervise import Supervisor

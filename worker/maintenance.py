@@ -11,14 +11,13 @@ from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.orm import Session, sessionmaker
 
-from jobs import catalogue, claims, outbox, workers
+from jobs import catalogue, claims, logs, outbox, workers
 from jobs.adoption import adopt
 from jobs.database import connect, sessions, transact
 from jobs.errors import WrongRevision
 from jobs.migrate import check_revision
 from jobs.models import QUEUES
 from jobs.settings import Settings, get_settings
-from worker import logs
 from worker.app import TASK, make_app
 from worker.patience import AWAY, patiently
 

@@ -20,13 +20,13 @@ from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Event, Reporter
 from ddcore.run import choose_device, run_step, set_deterministic
 from ddcore.task import Resources
-from jobs import claims, quota
+from jobs import claims, logs, quota
 from jobs.database import connect, sessions
 from jobs.errors import LeaseLost, StoreAway, StoreFull
 from jobs.records import record
 from jobs.settings import Settings, get_settings
 from jobs.store import open_store
-from worker import logs, outputs
+from worker import outputs
 from worker.exits import Exit
 from worker.inputs import InputCache
 from worker.lineage import die_with_parent, watch_parent

@@ -19,8 +19,9 @@ import traceback
 import warnings
 from collections.abc import Callable
 
+from jobs import logs
 from jobs.settings import get_settings
-from worker import device, logs, runner
+from worker import device, runner
 from worker.lineage import die_with_parent
 
 _CAN_FORK = sys.platform == "linux"
