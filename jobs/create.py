@@ -1,6 +1,6 @@
 """Making jobs: of a spec, of an older job that did not succeed, or only on paper."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -71,8 +71,9 @@ def create(
     parent_id: str | None = None,
     idempotency_key: str | None = None,
     max_attempts: int = 3,
+    found: Collection[str] = (),
 ) -> Job:
-    """Post a job. The same idempotency key with the same body returns the first job.
+    """Post a job. The same idempotency key with the same body returns the first job. found: what `look` found.
 
     Raises `SpecError` with a problem for each field that makes no sense, `IdempotencyConflict`, `NoRoom`.
     """
@@ -82,10 +83,19 @@ def create(
     if (first := _first_answer(session, idempotency_key, body)) is not None:
         return first
     options: dict[str, Any] = {"labels": labels, "priority": priority, "parent_id": parent_id, "max_attempts": max_attempts}
+    options["found"] = found
     return _remember(session, idempotency_key, body, _submit(session, store, resolve(session, store, spec), options))
 
 
-def retry(session: Session, store: Store, job_id: str, *, idempotency_key: str | None = None, max_attempts: int = 3) -> Job:
+def retry(
+    session: Session,
+    store: Store,
+    job_id: str,
+    *,
+    idempotency_key: str | None = None,
+    max_attempts: int = 3,
+    found: Collection[str] = (),
+) -> Job:
     """A new job of the same spec, labels and priority, whose `parent_id` is this one; what was finished is not done again.
 
     Its names mean what they meant then. Raises `NotFound`, `WrongState` unless the job failed or was cancelled, `SpecError`,
@@ -103,7 +113,26 @@ def retry(session: Session, store: Store, job_id: str, *, idempotency_key: str |
     labels = list(session.scalars(select(JobLabel.label).where(JobLabel.job_id == job_id)))
     resolved = resolve(session, store, spec_of(job), pinned=job.resolved["datasets"])
     options: dict[str, Any] = {"labels": labels, "priority": job.priority, "parent_id": job_id, "max_attempts": max_attempts}
+    options["found"] = found
     return _remember(session, idempotency_key, body, _submit(session, store, resolved, options, spec=job.spec))
+
+
+def look(session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, str] | None = None) -> set[str]:
+    """Files in a store on a server that posting `spec` would look for: so that the transaction that posts it, for which others wait,
+    need not ask the server. Raises `SpecError`.
+    """
+    if store.here("0" * 64) is not None:
+        return set()  # in a folder it takes no time
+    resolved = resolve(session, store, spec, pinned)
+    return decide(session, store, resolved.plan, resolved.wanted).found
+
+
+def look_again(session: Session, store: Store, job_id: str) -> set[str]:
+    """`look` for a retry. Raises `NotFound`, `SpecError`."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound("job", job_id)
+    return look(session, store, spec_of(job), job.resolved["datasets"])
 
 
 def dry_run(session: Session, store: Store, spec: JobSpec) -> DryRun:

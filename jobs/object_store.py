@@ -2,10 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from obstore.store import S3Store
 
 from jobs.errors import Damaged, NotFound, StoreAway, StoreFull, StoreUnusable
 from jobs.settings import S3, Settings
-from jobs.store import PIECE, Blob, Store, Tick, blob_key
+from jobs.store import PIECE, Blob, Store, Stored, Tick, blob_key
 
 PART = 8 * PIECE  # bytes of one request
 LONGEST = 400  # characters of what the library says
 AT_ONCE = 4  # requests under way
+ASKING = 32  # small questions under way
+MOST_COPIED = 5 * 1024**3  # bytes that S3 copies in one request
 MOST_PARTS = 9_000  # S3 allows 10,000
 FULL = ("StorageFull", "QuotaExceeded", "InsufficientStorage")  # what servers with a limit answer
 # Four tries again, for some three seconds: who waits at the API is told in time; a worker waits longer by itself.
@@ -93,6 +97,43 @@ class ObjectStore(Store):
     def check(self) -> None:
         with _asking(""):
             next(iter(obstore.list(self.bucket, prefix="sha256/00", chunk_size=1)), None)
+
+    def listing(self) -> Iterator[list[Stored]]:
+        return self._listed("sha256")
+
+    def remove(self, names: Collection[str]) -> None:
+        if names:
+            with _asking(""):
+                obstore.delete(self.bucket, [blob_key(sha256) for sha256 in names])
+
+    def set_aside(self, sha256: str) -> None:
+        with suppress(NotFound), _asking(sha256):
+            size = self.size(sha256)
+            if self.verify(sha256):
+                return
+            if size <= MOST_COPIED:
+                obstore.copy(self.bucket, blob_key(sha256), f"aside/damaged-{sha256[:12]}-{secrets.token_hex(8)}")
+            obstore.delete(self.bucket, blob_key(sha256))
+
+    def leavings(self, before: datetime) -> list[Stored]:
+        """What was set aside; of uploads that broke off, the bucket's own rules take care."""
+        return [one for some in self._listed("aside") for one in some if one.modified < before]
+
+    def clear(self, leavings: Collection[Stored]) -> None:
+        if leavings:
+            with _asking(""):
+                obstore.delete(self.bucket, [f"aside/{one.sha256}" for one in leavings])
+
+    def missing(self, names: Collection[str]) -> set[str]:
+        """Asked about many at once."""
+        asked = list(names)
+        with ThreadPoolExecutor(ASKING) as pool:
+            return {sha256 for sha256, there in zip(asked, pool.map(self.exists, asked), strict=True) if not there}
+
+    def _listed(self, folder: str) -> Iterator[list[Stored]]:
+        with _asking(""):
+            for some in obstore.list(self.bucket, prefix=folder, chunk_size=1000):
+                yield [Stored(one["path"].rpartition("/")[2], one["size"], one["last_modified"]) for one in some]
 
     def _has(self, blob: Blob) -> bool:
         try:

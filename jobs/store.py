@@ -1,5 +1,6 @@
 """The artifact store: immutable files, each named by its sha256, in a local folder or (`jobs.object_store`) on an S3-compatible server."""
 
+import contextlib
 import errno
 import hashlib
 import importlib
@@ -7,8 +8,9 @@ import os
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +27,13 @@ class Blob:
 
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class Stored(Blob):
+    """A file that a listing of the store shows. modified: when it was put there, by the store's own clock."""
+
+    modified: datetime
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,30 @@ class Store(ABC):
     def check(self) -> None:
         """Raises `StoreAway` or `OSError` if the store cannot be used."""
 
+    @abstractmethod
+    def listing(self) -> Iterator[list[Stored]]:
+        """Every file in the store, some at a time, in no order. Raises `StoreAway`."""
+
+    @abstractmethod
+    def remove(self, names: Collection[str]) -> None:
+        """Delete the files of these names for good; one that is not there is no error. Raises `StoreAway`."""
+
+    @abstractmethod
+    def set_aside(self, sha256: str) -> None:
+        """Put a file that `Damaged` named out of the way, so that it is gone, unless it turns out whole. Raises `StoreAway`."""
+
+    @abstractmethod
+    def leavings(self, before: datetime) -> list[Stored]:
+        """What was set aside, or left half-written by a process that died, and was not touched since `before`; by any names."""
+
+    @abstractmethod
+    def clear(self, leavings: Collection[Stored]) -> None:
+        """Delete `leavings` for good."""
+
+    def missing(self, names: Collection[str]) -> set[str]:
+        """Those of the names that no file in the store has. Raises `StoreAway`."""
+        return {sha256 for sha256 in names if not self.exists(sha256)}
+
     def exists(self, sha256: str) -> bool:
         try:
             self.size(sha256)
@@ -119,10 +152,9 @@ class FolderStore(Store):
             with source.open("rb") as reader, aside.open("xb") as writer:
                 blob = _copy(reader, writer, self.tick)
             place = self.here(blob.sha256)
-            if not (place.is_file() and place.stat().st_size == blob.size):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(aside, place)
-                _flush_folder(place.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside, place)  # also one that is there: nobody has looked whether it is whole
+            _flush_folder(place.parent)
             return blob
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -175,6 +207,33 @@ class FolderStore(Store):
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / ".writable").touch()
 
+    def listing(self) -> Iterator[list[Stored]]:
+        for folder in sorted((self.root / "sha256").glob("[0-9a-f][0-9a-f]")):
+            yield [one for one in map(_stored, folder.iterdir()) if one is not None and len(one.sha256) == 64]
+
+    def remove(self, names: Collection[str]) -> None:
+        for sha256 in names:
+            self.here(sha256).unlink(missing_ok=True)
+
+    def set_aside(self, sha256: str) -> None:
+        place, aside = self.here(sha256), self.root / "aside" / f"damaged-{sha256[:12]}-{secrets.token_hex(8)}"
+        before = _stored(place)
+        if before is None or self.verify(sha256) or _stored(place) != before:
+            return  # gone, whole, or put again since
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(aside)
+            os.utime(aside)
+
+    def leavings(self, before: datetime) -> list[Stored]:
+        aside = self.root / "aside"
+        found = [_stored(path) for path in aside.iterdir()] if aside.is_dir() else []
+        return [one for one in found if one is not None and one.modified < before]
+
+    def clear(self, leavings: Collection[Stored]) -> None:
+        for one in leavings:
+            (self.root / "aside" / one.sha256).unlink(missing_ok=True)
+
 
 def open_store(settings: Settings, tick: Tick = lambda: None) -> Store:
     """The store that the settings name. Raises `StoreUnusable` if what it needs is not installed or not set."""
@@ -194,6 +253,14 @@ def blob_key(sha256: str) -> str:
     if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
         raise NotFound("file", sha256)
     return f"sha256/{sha256[:2]}/{sha256}"
+
+
+def _stored(path: Path) -> Stored | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return Stored(path.name, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
 
 def _copy(reader: IO[bytes], writer: IO[bytes], tick: Tick) -> Blob:

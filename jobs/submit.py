@@ -1,6 +1,6 @@
 """From a plan to rows: which steps are done already, which another job is doing, and which are new."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,55 +21,74 @@ from jobs.store import Store
 class Fates:
     """What becomes of each step of a plan, by key. A key in none of them is neither there nor needed.
 
-    done: succeeded, reused. live: under way, shared. new: to be made. lost: rows of `new` keys whose files are gone.
+    done: succeeded, reused. live: under way, shared. new: to be made. lost: rows of `new` keys whose files are gone. found: names of
+    files that are in the store.
     """
 
     done: dict[str, Step] = field(default_factory=dict)
     live: dict[str, Step] = field(default_factory=dict)
     new: dict[str, Planned] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
+    found: set[str] = field(default_factory=set)
 
     def row(self, key: str) -> Step | None:
         return self.done.get(key) or self.live.get(key)
 
 
-def decide(session: Session, store: Store, plan: Plan, wanted: Collection[str] = ()) -> Fates:
+def decide(session: Session, store: Store, plan: Plan, wanted: Collection[str] = (), found: Collection[str] = ()) -> Fates:
     """Walk the plan backwards from its last steps and those named in `wanted`; only what they need must be there or be made.
 
     So a report whose cells are done does not bring back experts that were deleted since. Files are looked for (not read) only where
-    a step that must be there has succeeded.
+    a step that must be there has succeeded: all of a round at once, and not those that were `found` a moment ago.
     """
+    keys = {planned.key for planned in plan}
+    counting = select(Step).where(Step.key.in_(keys), Step.state.not_in(("failed", "cancelled")), Step.lost_at.is_(None))
+    rows = {row.key: row for row in session.scalars(counting.execution_options(populate_existing=True))}
+    files: dict[str, list[str]] = {}
+    there, gone = set(found), set[str]()
+    while True:
+        lost = {step_id for step_id, names in files.items() if not gone.isdisjoint(names)}
+        fates, relied = _walk(plan, wanted, rows, lost)
+        fates.found = there
+        new = relied - files.keys()
+        if not new:
+            return fates
+        files |= {step_id: [] for step_id in new}
+        for step_id, sha256 in session.execute(select(Artifact.step_id, Artifact.sha256).where(Artifact.step_id.in_(new))):
+            files[step_id or ""].append(sha256)
+        asked = {sha256 for step_id in new for sha256 in files[step_id]} - there - gone
+        gone |= store.missing(asked)
+        there |= asked - gone
+
+
+def _walk(plan: Plan, wanted: Collection[str], rows: Mapping[str, Step], lost: Collection[str]) -> tuple[Fates, set[str]]:
+    """What becomes of each step if the files of the steps in `lost` are gone; and the finished steps whose files must be there."""
     first: dict[str, Planned] = {}
     for planned in plan:
         first.setdefault(planned.key, planned)
     read = {key for planned in first.values() for key in input_keys(plan, planned)}
     needed = {key for key in first if key not in read} | {plan.steps[name].key for name in wanted}
     followed: set[str] = set()
-    counting = select(Step).where(Step.key.in_(first), Step.state.not_in(("failed", "cancelled")), Step.lost_at.is_(None))
-    rows = {row.key: row for row in session.scalars(counting.execution_options(populate_existing=True))}
-    fates = Fates()
+    fates, relied = Fates(), set[str]()
     for key, planned in reversed(first.items()):
         row = rows.get(key)
         if row is not None and row.state in LIVE_STEP:
             if key in needed or key in followed:
                 fates.live[key] = row
                 followed.update(input_keys(plan, planned))
-        elif row is not None and (key not in needed or _files_there(session, store, row.id)):
+        elif row is not None and (key not in needed or row.id not in lost):
             fates.done[key] = row
+            relied |= {row.id} if key in needed else set()
         elif key in needed:
             fates.new[key] = planned
             fates.lost += [row.id] if row is not None else []
             needed.update(input_keys(plan, planned))
-    return fates
+    return fates, relied
 
 
 def input_keys(plan: Plan, planned: Planned) -> list[str]:
     """Keys of a step's inputs, each once."""
     return list(dict.fromkeys(plan.steps[name].key for names in planned.inputs.values() for name in names))
-
-
-def _files_there(session: Session, store: Store, step_id: str) -> bool:
-    return all(store.exists(sha256) for sha256 in session.scalars(select(Artifact.sha256).where(Artifact.step_id == step_id)))
 
 
 def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int, max_attempts: int) -> dict[str, Step]:
@@ -129,15 +148,16 @@ def submit(
     priority: int = 0,
     parent_id: str | None = None,
     max_attempts: int = 3,
+    found: Collection[str] = (),
     afford: Callable[[Fates], None] = lambda fates: None,
 ) -> Job:
     """Write job, steps, edges, an event and the doorbells of what can run, in the caller's transaction.
 
     spec: what the user sent, as JSON; resolved: what its names meant. wanted: steps, beside the last ones, whose files are the result.
-    afford: raises, before anything is written, if what is to be made costs too much.
+    found: files that were in the store a moment ago. afford: raises, before anything is written, if what is to be made costs too much.
     """
     lock_graph(session)
-    fates = decide(session, store, plan, wanted)
+    fates = decide(session, store, plan, wanted, found)
     afford(fates)
     rows = add_steps(session, plan, fates, priority=priority, max_attempts=max_attempts)
     at = now(session)

@@ -50,5 +50,7 @@ def cancel_job(service: Running, request: Request, job_id: Id) -> JobBody:
 
 @router.post("/{job_id}/retry", status_code=202, summary="Post a failed or cancelled job again; what it had finished is kept")
 def retry_job(service: Running, request: Request, response: Response, job_id: Id, idempotency_key: IdempotencyKey = None) -> JobBody:
-    again = partial(create.retry, idempotency_key=idempotency_key, max_attempts=service.settings.max_attempts)
+    with service.read() as session:
+        found = create.look_again(session, service.store, job_id)
+    again = partial(create.retry, idempotency_key=idempotency_key, max_attempts=service.settings.max_attempts, found=found)
     return accepted(service, request, response, service.write(lambda session: again(session, service.store, job_id).id))

@@ -112,6 +112,8 @@ class Submission:
         if self.dry_run:
             with service.read() as session:
                 return JSONResponse(create.dry_run(session, service.store, spec).model_dump(mode="json"))
+        with service.read() as session:
+            found = create.look(session, service.store, spec)
         made = partial(
             make,
             store=service.store,
@@ -120,6 +122,7 @@ class Submission:
             priority=body.priority,
             idempotency_key=self.idempotency_key,
             max_attempts=service.settings.max_attempts,
+            found=found,
         )
         return accepted(service, self.request, self.response, service.write(lambda session: made(session).id))
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,8 @@ from jobs.settings import Settings
 from jobs.store import PIECE, FolderStore, Store, open_store
 from tests.jobs.harness import at_once
 from tests.object_server import ObjectServer
+
+EARLIER, LATER = datetime(2001, 1, 1, tzinfo=UTC), datetime(2101, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -104,6 +107,50 @@ def test_a_truncated_file_is_replaced(kept: Kept, tmp_path: Path) -> None:
     assert not kept.store.verify(blob.sha256)
     kept.store.put(source)
     assert kept.store.verify(blob.sha256)
+
+
+def test_a_damaged_file_is_set_aside_and_may_be_put_again(kept: Kept, tmp_path: Path) -> None:
+    source = _file(tmp_path, b"whole")
+    blob = kept.store.put(source)
+    kept.store.set_aside(blob.sha256)
+    assert kept.store.verify(blob.sha256), "it was whole"
+    kept.harm(blob.sha256, b"whale")
+    before = kept.store.leavings(LATER)
+    kept.store.set_aside(blob.sha256)
+    kept.store.set_aside(blob.sha256)
+    assert not kept.store.exists(blob.sha256)
+    (left,) = kept.store.leavings(LATER)
+    assert (before, left.size) == ([], 5)
+    assert kept.store.leavings(EARLIER) == []
+    kept.store.put(source)
+    kept.store.clear([left])
+    assert kept.names() == [blob.sha256]
+    assert kept.store.verify(blob.sha256)
+
+
+def test_a_folder_takes_bytes_that_come_again_for_those_that_it_has(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "blobs")
+    source = _file(tmp_path, b"whole")
+    blob = store.put(source)
+    store.here(blob.sha256).chmod(0o644)
+    store.here(blob.sha256).write_bytes(b"whale")
+    store.put(source)
+    assert store.verify(blob.sha256)
+
+
+def test_everything_is_listed_and_what_is_removed_is_missing(kept: Kept, tmp_path: Path) -> None:
+    began = datetime.now(UTC) - timedelta(seconds=2)  # a server may count whole seconds
+    blobs = [kept.store.put(_file(tmp_path, b"x" * size)) for size in range(40)]
+    kept.store.check()
+    listed = [one for some in kept.store.listing() for one in some]
+    assert {(one.sha256, one.size) for one in listed} == {(one.sha256, one.size) for one in blobs}
+    assert all(began <= one.modified <= LATER for one in listed)
+    names = {one.sha256 for one in blobs}
+    gone = {blobs[0].sha256, blobs[7].sha256}
+    kept.store.remove(gone | {"0" * 64})
+    kept.store.remove([])
+    assert kept.store.missing(names | {"0" * 64}) == gone | {"0" * 64}
+    assert set(kept.names()) - {".writable"} == names - gone
 
 
 def test_a_damaged_file_is_not_handed_out(kept: Kept, tmp_path: Path) -> None:
@@ -201,7 +248,9 @@ def test_a_server_that_is_away_is_asked_again_and_then_named(tmp_path: Path) -> 
     store = open_store(server.settings(tmp_path / "home"))
     source = _file(tmp_path, b"late")
     server.stop()
-    for ask in (store.check, lambda: store.put(source), lambda: store.exists("0" * 64)):
+    nothing = "0" * 64
+    asks = (store.check, lambda: store.put(source), lambda: store.missing([nothing]))
+    for ask in asks:
         with pytest.raises(StoreAway, match=r"the artifact store cannot be used just now: .* after 4 retries"):
             ask()
 
