@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench up clean
+.PHONY: help venv demo test check bench load up clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,6 +45,9 @@ bench: venv ## measure the engine against plain PyTorch (under seven minutes on 
 	$(BIN)/python -m benchmarks.experts --seconds 10
 	$(BIN)/python -m benchmarks.teacher --seconds 10
 	$(BIN)/python -m benchmarks.teacher --backbone convnet --width 32 --batch 128 --seconds 5
+
+load: venv ## 10,000 jobs, 100 workers, 2,000 pollers and 200 event streams on one API process (minutes; leave the machine alone meanwhile)
+	$(BIN)/python -m benchmarks.load
 
 up: venv ## run the whole stack on 127.0.0.1:$(PORT) until Ctrl-C
 	@$(BIN)/potstill up --port $(PORT)

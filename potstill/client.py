@@ -99,16 +99,17 @@ class Client:
     def wait(self, id: str, on_update: Callable[[Json], None] = lambda job: None, interval: float = 0.5) -> Json:
         """Poll a job every `interval` seconds until it ends; returns its last body, or raises `JobFailed`.
 
-        An API that does not answer for a moment (it restarts, the network blinks) is asked again, for a minute. A job of thousands
-        of steps takes a while to tell, and is asked for less often.
+        An API that does not answer for a moment (it restarts, the network blinks) is asked again, for a minute. One that many ask at
+        once says for how long it wants to be left alone, up to a minute; and a job of thousands of steps, which takes a while to tell,
+        is asked for less often.
         """
         heard = time.monotonic()
         while True:
-            asked, pause = time.monotonic(), interval
+            asked, again = time.monotonic(), interval
             try:
                 job = self.job(id)
                 heard = time.monotonic()
-                pause = max(interval, RESPITE * (heard - asked))
+                again = pause(job, heard - asked, interval)
             except Unreachable:
                 if time.monotonic() - heard > PATIENCE:
                     raise
@@ -116,7 +117,7 @@ class Client:
                 on_update(job)
                 if job["state"] in ENDED:
                     return _ended(job)
-            time.sleep(pause)
+            time.sleep(again)
 
     def artifacts(self, job_id: str) -> list[Json]:
         """The files of a job."""
@@ -155,6 +156,11 @@ class Client:
 
 class Unreachable(PotstillError):
     """The API does not answer."""
+
+
+def pause(job: Json, took: float, interval: float = 0.5) -> float:
+    """Seconds until a job that goes on is to be asked for again, after an answer that took `took` seconds."""
+    return float(max(interval, RESPITE * took, job.get("poll_after_seconds") or 0.0))
 
 
 def _ended(job: Json) -> Json:
