@@ -12,9 +12,9 @@ from jobs.bodies import Error, EventView, JobView, Page, Progress, Queue, StepVi
 from jobs.database import now
 from jobs.errors import NotFound
 from jobs.models import Event, Job, JobLabel, JobStep, Result, Step
-from jobs.order import comes_before, rank
 from jobs.pages import page
 from jobs.phases import phase
+from jobs.place import rank, steps_ahead
 from jobs.workers import other_engine
 
 
@@ -99,7 +99,7 @@ def _next_waiting(steps: Sequence[Step]) -> Step | None:
 
 
 def _place(session: Session, first: Step) -> Queue:
-    ahead = session.scalar(select(func.count()).select_from(Step).where(comes_before(first))) or 0
+    ahead = steps_ahead(session, first)
     return Queue(position=ahead + 1, ahead=ahead)
 
 

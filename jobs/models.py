@@ -91,7 +91,10 @@ class Dataset(Base):
 
 
 class Job(Base):
-    """What a user posted. `resolved` pins what the names in `spec` meant: {"datasets": {ref: id}, "checkpoint": sha256 | None}."""
+    """What a user posted. `resolved` pins what the names in `spec` meant: {"datasets": {ref: id}, "checkpoint": sha256 | None}.
+
+    owner is a name by which workers are divided fairly, as the client gave it. It proves nothing: there is no login.
+    """
 
     __tablename__ = "jobs"
 
@@ -101,6 +104,7 @@ class Job(Base):
     spec: Mapped[Json]
     resolved: Mapped[Json]
     priority: Mapped[int] = mapped_column(default=0)
+    owner: Mapped[str] = mapped_column(default="", server_default="")
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     error_code: Mapped[str | None]
     error_detail: Mapped[str | None] = mapped_column(Text)
@@ -109,7 +113,11 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_jobs_state_id", "state", "id"), Index("ix_jobs_kind_id", "kind", "id"))
+    __table_args__ = (
+        Index("ix_jobs_state_id", "state", "id"),
+        Index("ix_jobs_kind_id", "kind", "id"),
+        Index("ix_jobs_owner_id", "owner", "id"),
+    )
 
 
 class JobLabel(Base):
@@ -124,15 +132,17 @@ class JobLabel(Base):
 
 
 _COUNTS = text("state NOT IN ('failed', 'cancelled') AND lost_at IS NULL")
+_RUNNING = text("state = 'running'")
 
 
 class Step(Base):
     """One unit of work, shared by every job that needs its key.
 
     attempt is the fencing token: it rises with every claim, and whoever writes must hold the current one. waiting counts the inputs
-    that are not there yet. turn is how many steps of its job run, or wait before it, on its queue: the smaller, the sooner. engine names
-    the engine that planned it, and only workers of the same one run it. lost_at marks a succeeded step whose files have vanished: it
-    stays as history and is not reused.
+    that are not there yet. priority and owner are those of the most urgent live job that needs it, of the first posted among equals.
+    turn is how many steps of its job run, or wait before it, on its queue: the smaller, the sooner. shape names steps that take about
+    as long: of equal params but for seeds. engine names the engine that planned it, and only workers of the same one run it. lost_at
+    marks a succeeded step whose files have vanished: it stays as history and is not reused.
     """
 
     __tablename__ = "steps"
@@ -144,6 +154,8 @@ class Step(Base):
     params: Mapped[Json]
     state: Mapped[str]  # STEP_STATES
     priority: Mapped[int] = mapped_column(default=0)
+    owner: Mapped[str] = mapped_column(default="", server_default="")
+    shape: Mapped[str] = mapped_column(default="", server_default="")  # empty: planned before shapes were noted
     turn: Mapped[int] = mapped_column(default=0, server_default="0")
     engine: Mapped[str] = mapped_column(default="", server_default="")  # empty: planned before engines were noted
     waiting: Mapped[int] = mapped_column(default=0)
@@ -174,7 +186,11 @@ class Step(Base):
         # At most one step of a key is under way or done: two jobs that need it share it.
         Index("uq_steps_key_counting", "key", unique=True, sqlite_where=_COUNTS, postgresql_where=_COUNTS),
         Index("ix_steps_state_lease_until", "state", "lease_until"),
-        Index("ix_steps_claim_order", "state", "queue", "engine", "priority", "turn", "ready_at", "id"),
+        Index("ix_steps_claim_order", "state", "queue", "engine", "priority", "owner", "turn", "ready_at", "id"),
+        Index("ix_steps_running", "queue", "owner", sqlite_where=_RUNNING, postgresql_where=_RUNNING),
+        Index("ix_steps_owner_queue_started_at", "owner", "queue", "started_at"),  # when an owner was served last
+        Index("ix_steps_shape_state_finished_at", "shape", "state", "finished_at"),  # how long the latest of a shape took
+        Index("ix_steps_queue_state_finished_at", "queue", "state", "finished_at"),  # how long the latest on a queue took
     )
 
 

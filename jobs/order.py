@@ -1,14 +1,18 @@
-"""Which ready step comes next: the most urgent first, then in turns between jobs, then the oldest.
+"""Which ready step comes next: the most urgent first, then in turns between owners, then between jobs, then the oldest.
 
-A step's turn is how many steps of its job run, or wait before it, on its queue. So the first waiting steps of all jobs come before
-the second of any, a job that has much running waits for those that have little, and a claim changes no other step's turn.
+Between owners: who has the fewest steps running on the queue; among equals who was served longest ago, beginning with those who never
+were, by name. So one worker alternates between owners, however many jobs one of them posted, and nobody who waits is passed by twice
+by another who has no less running. A step that jobs of several owners share counts for the one of `Step.owner`.
+
+A step's turn is how many steps of its job run, or wait before it, on its queue. So the first waiting steps of all jobs of an owner
+come before the second of any, a job that has much running waits for those that have little, and a claim changes no other step's turn.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Collection
-from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
+from sqlalchemy import CTE, ColumnElement, Select, and_, func, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.models import LIVE_JOB, LIVE_STEP, Job, JobStep, Step
@@ -17,28 +21,44 @@ _MANY = 5000  # ids in one statement; SQLite takes 32,766
 
 
 def next_step(queue: str, engine: str) -> Select[str]:
-    """The id of the step that a worker of `engine` on `queue` has to claim next. Two searches of one index, however many wait."""
+    """The id of the step that a worker of `engine` on `queue` has to claim next: a few searches of indexes for each owner who waits."""
     other = aliased(Step)
-    urgent = select(func.max(other.priority)).where(other.state == "ready", other.queue == queue, other.engine == engine)
-    here = and_(Step.state == "ready", Step.queue == queue, Step.engine == engine, Step.priority == urgent.scalar_subquery())
-    return select(Step.id).where(here).order_by(Step.turn, Step.ready_at, Step.id).limit(1)
+    urgent = select(other.priority).where(is_ready(other, queue, engine)).order_by(other.priority.desc()).limit(1).scalar_subquery()
+    waiting, running = waiting_owners(queue, engine, urgent), running_steps(queue).subquery()
+    owners = select(waiting.c.owner).outerjoin(running, running.c.owner == waiting.c.owner).where(waiting.c.owner.is_not(None))
+    fewest, longest_ago = func.coalesce(running.c.number, 0), last_served(waiting.c.owner, queue).nulls_first()
+    owner = owners.order_by(fewest, longest_ago, waiting.c.owner).limit(1).scalar_subquery()
+    chosen = select(Step.id).where(is_ready(Step, queue, engine), Step.priority == urgent, Step.owner == owner)
+    return chosen.order_by(Step.turn, Step.ready_at, Step.id).limit(1)
 
 
-def rank(step: Step) -> tuple[int, int, datetime | None, str]:
-    """By this, ready steps are in the order in which they are claimed."""
-    return (-step.priority, step.turn, step.ready_at, step.id)
+def is_ready(step: Any, queue: str, engine: str) -> ColumnElement[bool]:
+    """Whether workers of `engine` on `queue` may claim the step (`Step` or an alias of it)."""
+    return and_(step.state == "ready", step.queue == queue, step.engine == engine)
 
 
-def comes_before(step: Step) -> ColumnElement[bool]:
-    """Those that are claimed before a ready step, by the same workers, as things stand."""
-    older = or_(Step.ready_at < step.ready_at, and_(Step.ready_at == step.ready_at, Step.id < step.id))
-    sooner = or_(Step.turn < step.turn, and_(Step.turn == step.turn, older))
-    return and_(
-        Step.state == "ready",
-        Step.queue == step.queue,
-        Step.engine == step.engine,
-        or_(Step.priority > step.priority, and_(Step.priority == step.priority, sooner)),
-    )
+def waiting_owners(queue: str, engine: str, priority: Any) -> CTE:
+    """Each owner of ready steps of one priority, and a last row without one. The index is searched once for each, however many wait."""
+    one, another = aliased(Step), aliased(Step)
+    first = select(one.owner).where(is_ready(one, queue, engine), one.priority == priority).order_by(one.owner).limit(1)
+    found = select(first.scalar_subquery().label("owner")).cte("owners", recursive=True)
+    later = select(another.owner).where(is_ready(another, queue, engine), another.priority == priority, another.owner > found.c.owner)
+    following = later.order_by(another.owner).limit(1).scalar_subquery()
+    return found.union_all(select(following).where(found.c.owner.is_not(None)))
+
+
+def running_steps(queue: str) -> Select[str, int]:
+    """How many steps each owner has running on a queue: owner, number."""
+    counted = select(Step.owner, func.count().label("number"))
+    # Spelled out, or a planner does not see that the index of what runs is enough.
+    return counted.where(text("steps.state = 'running'"), Step.queue == queue).group_by(Step.owner)
+
+
+def last_served(owner: Any, queue: str) -> Any:
+    """When a step of the owner was claimed last on the queue."""
+    other = aliased(Step)
+    starts = select(other.started_at).where(other.owner == owner, other.queue == queue, other.started_at.is_not(None))
+    return starts.order_by(other.started_at.desc()).limit(1).scalar_subquery()
 
 
 def line_up(session: Session, job_ids: Collection[str], fresh: Collection[str]) -> None:
@@ -72,11 +92,13 @@ def line_up(session: Session, job_ids: Collection[str], fresh: Collection[str]) 
 
 
 def reprioritise(session: Session, job_ids: Collection[str]) -> None:
-    """Make each unfinished step of the jobs as urgent as the most urgent live job that needs it."""
+    """Make each unfinished step of the jobs as urgent as the most urgent live job that needs it, and its owner's."""
     query = select(Step.id, Step.state).join(JobStep, JobStep.step_id == Step.id).where(JobStep.job_id.in_(job_ids)).distinct()
     unfinished = [step_id for step_id, state in session.execute(query) if state in LIVE_STEP]
-    wanted = select(func.max(Job.priority)).join(JobStep, JobStep.job_id == Job.id)
-    urgent = wanted.where(JobStep.step_id == Step.id, Job.state.in_(LIVE_JOB)).correlate(Step).scalar_subquery()
+    needed_by = and_(JobStep.job_id == Job.id, JobStep.step_id == Step.id, Job.state.in_(LIVE_JOB))
+    urgent = select(func.max(Job.priority)).where(needed_by).correlate(Step).scalar_subquery()
+    owner = select(Job.owner).where(needed_by).order_by(Job.priority.desc(), Job.id).limit(1).correlate(Step).scalar_subquery()
+    values = {"priority": func.coalesce(urgent, 0), "owner": func.coalesce(owner, Step.owner)}
     for start in range(0, len(unfinished), _MANY):
-        change = update(Step).where(Step.id.in_(unfinished[start : start + _MANY])).values(priority=func.coalesce(urgent, 0))
+        change = update(Step).where(Step.id.in_(unfinished[start : start + _MANY])).values(**values)
         session.execute(change.execution_options(synchronize_session=False))

@@ -13,7 +13,7 @@ from jobs.database import lock_graph, now
 from jobs.graph import end_cancelling, finish_jobs, jobs_of, move_jobs, write_event
 from jobs.ids import new_id
 from jobs.models import LIVE_STEP, Artifact, Doorbell, Job, JobLabel, JobStep, Step, StepInput
-from jobs.order import line_up
+from jobs.order import line_up, reprioritise
 from jobs.store import Store
 
 
@@ -91,7 +91,7 @@ def input_keys(plan: Plan, planned: Planned) -> list[str]:
     return list(dict.fromkeys(plan.steps[name].key for names in planned.inputs.values() for name in names))
 
 
-def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int, max_attempts: int) -> dict[str, Step]:
+def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int = 0, owner: str = "", max_attempts: int) -> dict[str, Step]:
     """Write the new steps with their edges, and doorbells for those that can run; returns every step of the plan that counts, by key."""
     at = now(session)
     if fates.lost:
@@ -111,6 +111,7 @@ def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int, max_
             state="blocked" if waiting else "ready",
             waiting=waiting,
             priority=priority,
+            owner=owner,
             engine=engine_digest(),
             max_attempts=max_attempts,
             created_at=at,
@@ -126,8 +127,6 @@ def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int, max_
                 needs = rows[plan.steps[name].key]
                 session.add(StepInput(step_id=rows[planned.key].id, role=role, position=position, needs_id=needs.id))
     shared = [row.id for row in fates.live.values()]
-    raised = update(Step).where(Step.id.in_(shared), Step.priority < priority).values(priority=priority)
-    session.execute(raised.execution_options(synchronize_session=False))
     # Its key says that this engine would compute the same, so it need not wait for a worker of the engine that planned it first.
     adopted = update(Step).where(Step.id.in_(shared), Step.state != "running").values(engine=engine_digest())
     session.execute(adopted.execution_options(synchronize_session=False))
@@ -146,6 +145,7 @@ def submit(
     wanted: Collection[str] = (),
     labels: Sequence[str] = (),
     priority: int = 0,
+    owner: str = "",
     parent_id: str | None = None,
     max_attempts: int = 3,
     found: Collection[str] = (),
@@ -159,9 +159,9 @@ def submit(
     lock_graph(session)
     fates = decide(session, store, plan, wanted, found)
     afford(fates)
-    rows = add_steps(session, plan, fates, priority=priority, max_attempts=max_attempts)
+    rows = add_steps(session, plan, fates, priority=priority, owner=owner, max_attempts=max_attempts)
     at = now(session)
-    sent = {"kind": kind, "spec": spec, "resolved": resolved, "priority": priority, "parent_id": parent_id}
+    sent = {"kind": kind, "spec": spec, "resolved": resolved, "priority": priority, "owner": owner, "parent_id": parent_id}
     job = Job(id=new_id("job"), state="queued", created_at=at, **sent)
     session.add(job)
     session.flush()
@@ -185,6 +185,8 @@ def submit(
         move_jobs(session, [job.id], "running", at)
     for step_id in running:  # a step that was to stop for a cancelled job now runs for this one: the other need not wait for it
         end_cancelling(session, jobs_of(session, step_id, "cancelling"), at)
+    if fates.live:
+        reprioritise(session, [job.id])
     line_up(session, [job.id], [row.id for key, row in rows.items() if key in fates.new])
     finish_jobs(session, [job.id], at)
     session.flush()
