@@ -1,24 +1,32 @@
-"""What differs from one installation to the next, read from `POTSTILL_*` environment variables."""
+"""What differs from one installation to the next, read from `POTSTILL_*` environment variables and, for secrets, from files."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 S3 = "s3://"
+SECRETS = "/run/secrets"  # where Compose, Swarm and Kubernetes are usually told to put them
 
 
 class Settings(BaseSettings):
-    """Settings of every process; a field `x` is read from `POTSTILL_X`. Times are seconds, sizes bytes."""
+    """Settings of every process; a field `x` is read from `POTSTILL_X`. Times are seconds, sizes bytes.
+
+    What the environment does not say is read from a file `potstill_x` in `POTSTILL_SECRETS_DIR` (/run/secrets), if there is one.
+    """
 
     model_config = SettingsConfigDict(env_prefix="POTSTILL_", frozen=True)
 
     home: Path = Field(Path("~/.potstill"), description="where everything lives that has no place of its own")
     database_url: str = Field("", description="SQLAlchemy URL; a SQLite file in `home` when empty")
+    database_password: SecretStr = Field(SecretStr(""), description="put into database_url, which then need not hold it")
     database_pool: int = Field(10, ge=1, le=200, description="connections a process may hold")
-    redis_url: str = "redis://localhost:6379/0"
+    redis_url: str = Field("", description="redis://localhost:6379/0 when empty")
+    redis_password: SecretStr = Field(SecretStr(""), description="put into redis_url, which then need not hold it")
     store: str = Field("", description="the artifact store: a folder, or s3://bucket/prefix; `home`/blobs when not set")
     store_quota_bytes: int = Field(0, ge=0, description="what all artifacts may take together; more is refused. No limit when 0")
     store_reserve_bytes: int = Field(256 * 1024**2, ge=0, description="what new work must leave free on the disk of a folder")
@@ -54,6 +62,9 @@ class Settings(BaseSettings):
         home = Path(values.get("home") or "~/.potstill").expanduser().absolute()
         values["home"] = home
         values["database_url"] = values.get("database_url") or f"sqlite:///{home / 'potstill.db'}"
+        values["redis_url"] = values.get("redis_url") or "redis://localhost:6379/0"
+        for part in ("database", "redis"):
+            values[f"{part}_url"] = _with_password(values[f"{part}_url"], values.get(f"{part}_password"))
         store = str(values.get("store") or home / "blobs")
         values["store"] = store if store.startswith(S3) else str(Path(store).expanduser().absolute())
         values["scratch"] = Path(values.get("scratch") or home / "scratch").expanduser().absolute()
@@ -79,4 +90,14 @@ class Settings(BaseSettings):
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """The settings of this process, read once."""
-    return Settings()
+    secrets = Path(os.environ.get("POTSTILL_SECRETS_DIR") or SECRETS)
+    return Settings(_secrets_dir=secrets if secrets.is_dir() else None)
+
+
+def _with_password(url: str, password: str | SecretStr | None) -> str:
+    plain = password.get_secret_value() if isinstance(password, SecretStr) else password
+    if not plain:
+        return url
+    parts = urlsplit(url)
+    place = f"{parts.username or ''}:{quote(plain, safe='')}@{parts.netloc.rpartition('@')[2]}"
+    return parts._replace(netloc=place).geturl()
