@@ -10,6 +10,7 @@ from ddcore.errors import Stopped
 Event = dict[str, Any]  # {"type": "progress" | "metric" | "note", ...}: plain JSON, so that any sink can carry it
 
 MIN_INTERVAL = 0.1  # seconds between two progress events: at most ten a second
+PULSE = 1.0  # seconds between two looks, inside a long unit of work, at whether to stop
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -26,19 +27,31 @@ class Reporter:
     clock: Callable[[], float] = time.monotonic
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     _last: float = field(default=-1e9, init=False)
+    _asked: float = field(init=False)
     _saved: float = field(init=False)
+    _said: tuple[int, int, str, str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._saved = self.clock()
+        self._asked = self._saved = self.clock()
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Report `done` of `total` units; call it every iteration. Raises `Stopped` if the caller asked for it."""
         if self.should_stop():
             raise Stopped
-        now = self.clock()
+        now = self._asked = self.clock()
+        self._said = done, total, unit, note
         if now - self._last >= MIN_INTERVAL or done >= total:
             self._last = now
             self.sink({"type": "progress", "done": int(done), "total": int(total), "unit": unit, "note": note})
+
+    def pulse(self) -> None:
+        """Call it every moment inside a long unit of work: once a second it says the last progress again. Raises `Stopped` likewise."""
+        if self.clock() - self._asked < PULSE:
+            return
+        if self._said is not None:
+            self.progress(*self._said)
+        elif self.should_stop():
+            raise Stopped
 
     def metric(self, name: str, x: float, value: float) -> None:
         """Report one point of the curve `name`; the caller thins (a few hundred points a curve are plenty)."""

@@ -23,6 +23,7 @@ from ddcore.evaluation.tune import tune_rates
 from ddcore.events import Reporter
 from ddcore.experts.train import train_experts
 from ddcore.export import export_set
+from ddcore.matching.memory import all_bytes, gib, ran_out, said_of
 from ddcore.matching.precision import set_precision
 from ddcore.methods import run_method
 from ddcore.observatory.figures import draw_figures
@@ -98,8 +99,11 @@ def run_step(
     set_precision("auto", device)  # a step may choose otherwise
     try:
         summary = STEPS[kind](Task(params, inputs, out, work, reporter, device, resources))
-    except torch.OutOfMemoryError as error:
-        raise DdcoreError("out_of_memory", str(error).splitlines()[0], "smaller batches, a smaller student or fewer images") from error
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        detail = f"{said_of(error)}; the step had {gib(all_bytes(device))} of memory to share with whatever else runs there"
+        raise DdcoreError("out_of_memory", detail, "smaller batches, a smaller student or fewer images") from error
     manifest = {
         "kind": kind,
         "params": params,

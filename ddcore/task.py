@@ -12,11 +12,15 @@ from ddcore.events import Reporter
 
 @dataclass(frozen=True)
 class Resources:
-    """Files from outside the graph of steps: uploads by their sha256, checkpoints by the name a spec gives them."""
+    """Files from outside the graph of steps: uploads by their sha256, checkpoints by the name a spec gives them.
+
+    short_of_memory: an earlier attempt may have ended for want of it, so keep as little as can be; that changes no bit of any result.
+    """
 
     archives: dict[str, Path] = field(default_factory=dict)
     checkpoints: dict[str, Path] = field(default_factory=dict)
     downloads: Path = Path("downloads")
+    short_of_memory: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jobs.models import Artifact, Doorbell, Step, StepInput
 from jobs.order import next_step
 
 LEASE_SECONDS = 90.0
+SHORT_OF_MEMORY = ("out_of_memory", "worker_lost")  # failures after which to keep less: a kernel that is out of memory kills
 LONGEST_TEXT = 10_000  # characters of an error's detail, hint or trace
 
 
@@ -47,7 +48,8 @@ class InputFile:
 class Work:
     """All that running a step takes. inputs: role -> for each input step, in the plan's order, its files.
 
-    key names the output, and so a checkpoint of it: a later step with the same key goes on from there.
+    key names the output, and so a checkpoint of it: a later step with the same key goes on from there. short_of_memory: the attempt
+    before failed in a way that points to it, so this one is to keep as little in memory as it can.
     """
 
     step_id: str
@@ -56,6 +58,7 @@ class Work:
     kind: str
     params: dict[str, Any]
     inputs: dict[str, list[list[InputFile]]]
+    short_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def load(session: Session, step_id: str, attempt: int) -> Work:
     inputs: dict[str, list[list[InputFile]]] = {}
     for edge in edges:
         inputs.setdefault(edge.role, []).append(files[edge.needs_id])
-    return Work(step_id, attempt, step.key, step.kind, step.params, inputs)
+    return Work(step_id, attempt, step.key, step.kind, step.params, inputs, step.error_code in SHORT_OF_MEMORY)
 
 
 def succeed(session: Session, step_id: str, attempt: int, artifacts: Sequence[NewArtifact], summary: dict[str, Any]) -> None:
@@ -196,6 +199,8 @@ def _fail(session: Session, step_id: str, attempt: int, code: str, detail: str, 
     at = now(session)
     detail, hint = _storable(detail), _storable(hint)
     error = {"error_code": code, "error_detail": detail, "error_hint": hint}
+    if code == "out_of_memory" and step.error_code in SHORT_OF_MEMORY:
+        retryable = False  # this attempt has kept as little as it could
     failures = step.failures + 1
     said: dict[str, Any] = {"attempt": attempt, "failures": failures, "code": code, "detail": detail, "hint": hint}
     if trace:

@@ -10,17 +10,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from sqlalchemy.orm import Session, sessionmaker
 
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Event, Reporter
+from ddcore.matching.memory import ran_out, said_of
 from ddcore.run import choose_device, run_step, set_deterministic
 from ddcore.task import Resources
-from jobs import claims, logs, quota
+from jobs import claims, condemned, logs, quota, retention
 from jobs.database import connect, sessions
 from jobs.errors import LeaseLost, StoreAway, StoreFull
 from jobs.records import record
@@ -28,7 +29,7 @@ from jobs.settings import Settings, get_settings
 from jobs.store import open_store
 from worker import outputs
 from worker.exits import Exit
-from worker.inputs import InputCache
+from worker.inputs import InputCache, MissingInput
 from worker.lineage import die_with_parent, watch_parent
 from worker.patience import AWAY, patiently, with_store
 from worker.recorder import Recorder
@@ -37,6 +38,7 @@ from worker.workplace import Workplace
 _SIGN_OF_LIFE = 1.0  # seconds between two
 _OPEN_FILES = 16_384
 _TRACE_LINES = 30
+_MAY_PASS = ("out_of_memory", "download_failed")  # what the engine says that another attempt may not meet again
 _LONGEST = 500  # characters of what an unexpected error says
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -109,14 +111,14 @@ class _Runner:
                 checkpoint_seconds=self.settings.checkpoint_seconds,
             )
             device = choose_device(self.settings.device)
-            resources = self._resources(work.params, cache)
+            resources = self._resources(work, cache)
             summary = run_step(work.kind, work.params, inputs, place.out, place.work, reporter, device, resources)
             artifacts = self._keep(place.out)
         finally:
             rest = recorder.close()
         if rest:
             self._commit(lambda s: record(s, self.step_id, self.attempt, rest))
-        self._commit(lambda s: claims.succeed(s, self.step_id, self.attempt, artifacts, summary))
+        self._finish(place.out, artifacts, summary)
         try:
             place.remove()
             cache.close()
@@ -134,23 +136,45 @@ class _Runner:
             artifacts.append(claims.NewArtifact(name, kind, outputs.media_type_of(name), blob.sha256, blob.size))
         return artifacts
 
+    def _finish(self, out: Path, artifacts: list[claims.NewArtifact], summary: dict[str, Any]) -> None:
+        """The transaction that names the files, while nobody may remove them: see `jobs.condemned`."""
+        files = {one.sha256: (out / one.name, one.name) for one in artifacts}
+        while True:
+            held = self._stored(condemned.hold, self._commit, self.store, files)
+            try:
+                self._commit(lambda s, held=held: self._name(s, held, artifacts, summary))  # type: ignore[misc]
+                return
+            except condemned.HeldTooLongAgo as error:
+                log.info("%s", error.detail, extra=self.ids)
+
+    def _name(self, session: Session, held: datetime, artifacts: list[claims.NewArtifact], summary: dict[str, Any]) -> None:
+        condemned.require(session, held)
+        claims.succeed(session, self.step_id, self.attempt, artifacts, summary)
+
     def _require_room(self, needed: int) -> None:
         self._commit(lambda s: quota.require(s, self.store, needed))
 
-    def _resources(self, params: dict[str, Any], cache: InputCache) -> Resources:
-        archive = params.get("source", {}).get("archive")
-        checkpoint = params.get("teacher", {}).get("checkpoint")
+    def _resources(self, work: claims.Work, cache: InputCache) -> Resources:
+        archive = work.params.get("source", {}).get("archive")
+        checkpoint = work.params.get("teacher", {}).get("checkpoint")
         return Resources(
             archives={archive: self._stored(cache.file, archive)} if archive else {},
             checkpoints={checkpoint: self._stored(cache.file, checkpoint)} if checkpoint else {},
             downloads=self.settings.scratch / "downloads",
+            short_of_memory=work.short_of_memory,
         )
 
     def _fail(self, error: Exception) -> Exit:
         code, detail, hint, retryable = explain(error)
         trace = _trace(error) if code == "internal" else ""
+
+        def end(session: Session) -> None:
+            if isinstance(error, MissingInput):
+                retention.lose_file(session, error.sha256)  # so that a job that is posted from now on makes it again
+            claims.fail(session, self.step_id, self.attempt, code, detail, hint, retryable=retryable, trace=trace)
+
         try:
-            self._commit(lambda s: claims.fail(s, self.step_id, self.attempt, code, detail, hint, retryable=retryable, trace=trace))
+            self._commit(end)
         except LeaseLost:
             return Exit.LOST
         except AWAY:
@@ -187,14 +211,14 @@ class _Runner:
 
 
 def explain(error: Exception) -> tuple[str, str, str, bool]:
-    """The code, detail and hint that a person reads, and whether another attempt could end differently."""
+    """The code, detail and hint that a person reads, and whether another attempt could end differently; see `worker.exits`."""
     text = str(error) or type(error).__name__
     if isinstance(error, DdcoreError):
-        return error.code, error.detail, error.hint, False
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "out_of_memory", text.splitlines()[0], "smaller batches, a smaller student or fewer images", False
+        return error.code, error.detail, error.hint, error.code in _MAY_PASS
     if isinstance(error, StoreFull | StoreAway):
         return "internal", error.detail, error.hint, True
+    if ran_out(error):
+        return "out_of_memory", said_of(error), "smaller batches, a smaller student or fewer images", True
     if "No space left on device" in text:
         return "internal", f"the worker's disk is full: {text.splitlines()[0]}", "free some space, then retry the job", True
     detail = f"an unexpected {type(error).__name__}: {' '.join(text.split())}"

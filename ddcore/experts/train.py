@@ -98,7 +98,8 @@ def _train_shard(task: Task, core: Core, spec: ExpertsSpec, data: Regression) ->
     shard, group = _resume(task)
     while (whole := len(shard.losses)) < count:
         if not group:
-            several = min(in_flight(core.network, min(spec.batch_size, len(data.images)), task.device), count - whole)
+            most = in_flight(core.network, min(spec.batch_size, len(data.images)), task.device)
+            several = 1 if task.resources.short_of_memory else min(most, count - whole)
             seed, alike = task.params["seed"], task.params.get("same_start", False)
             group = [Expert.begin(core.network, spec, seed, first + whole + i, task.device, alike) for i in range(several)]
         _train_group(task, core, spec, data, group, shard)

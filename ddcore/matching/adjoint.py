@@ -57,6 +57,7 @@ class Inner:
     momentum: float = 0.0
     augment: Augment | None = None
     decay: float | None = None  # of the moving average of theta, if there is one
+    pulse: Callable[[], None] = lambda: None  # called before each step, there and back; it may raise
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """What the network sees in `step`, without a graph."""
@@ -80,6 +81,7 @@ class Inner:
 
     def step(self, t: int, theta: Tensor, velocity: Tensor | None) -> tuple[Forward, Tensor, Tensor]:
         """The derivatives at theta_t, theta_{t+1} and v_{t+1}."""
+        self.pulse()
         # Asked for even where it is dropped: autograd rounds differently when it records, and what is kept must change no bit.
         forward = self.core.gradient(theta, *self.batch(t), keep=True)
         velocity = forward.gradient if velocity is None else torch.add(forward.gradient, velocity, alpha=self.momentum)
@@ -154,6 +156,7 @@ def pull_back(run: InnerRun, end: Tensor, average: Tensor | None = None) -> Grad
     a, b, c = end, None if decay is None else average, torch.zeros_like(end)
     d_images, d_targets, d_rate = torch.zeros_like(inner.images), torch.zeros_like(inner.targets), torch.zeros_like(inner.rate)
     for t in reversed(range(len(inner.batches))):
+        inner.pulse()
         if b is not None and decay is not None:
             a, b = torch.add(a, b, alpha=1 - decay), b * decay
         c = torch.add(a, c, alpha=inner.momentum) if inner.momentum else a

@@ -1,6 +1,6 @@
 """Looks at a set while it is matched: what networks learn from it, measured on real images without their labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,10 +38,11 @@ class Looks:
         return Looks(core, real, starts, send(rows, device), steps, batch_size, momentum)
 
     @torch.no_grad()
-    def error(self, images: Tensor, targets: Tensor, rate: Tensor) -> float:
+    def error(self, images: Tensor, targets: Tensor, rate: Tensor, pulse: Callable[[], None] = lambda: None) -> float:
         """Mean squared error from the targets of real images after pre-training on the set from each start; waits for the device.
 
-        images: [m, c, h, w], normalised; targets: [m, d]; rate: [] or [num_layers]. Infinite where any run diverged.
+        images: [m, c, h, w], normalised; targets: [m, d]; rate: [] or [num_layers]. pulse: called before each step; it may raise.
+        Infinite where any run diverged.
         """
         rates = rate if rate.ndim == 0 else self.core.network.spread(rate)
         largest = self.core.network.largest_map
@@ -50,10 +51,12 @@ class Looks:
         for number, start in enumerate(self.starts):
             theta, velocity = start, torch.zeros_like(start)
             for batch in batches_of(len(images), self.batch_size, self.steps, generator(number, "look", "batches")):
+                pulse()
                 rows = send(batch, images.device)
                 velocity = torch.add(self.core.gradient(theta, images[rows], targets[rows]).gradient, velocity, alpha=self.momentum)
                 theta = torch.addcmul(theta, velocity, rates, value=-1)
             for part in parts:
+                pulse()
                 x, y = self.real.images.batch(part), self.real.targets.index_select(0, part)
                 total += inner_loss(self.core.network, theta, x, y) * (len(part) / len(self.rows) / len(self.starts))
         found = float(total)

@@ -14,18 +14,16 @@ from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
 from ddcore.experts.sgd import Regression
 from ddcore.matching.adjoint import Inner, Memory, batches_of, pull_back, run_inner
-from ddcore.matching.cores import Core
 from ddcore.matching.graphs import Replayed
 from ddcore.matching.looks import Looks
-from ddcore.matching.memory import free_bytes, measure, plan_memory
+from ddcore.matching.memory import exceeded, free_bytes, measure, plan_memory, ran_out
 from ddcore.matching.outer import OuterLoss
 from ddcore.matching.windows import Window, Windows, inner_decay
-from ddcore.networks.flat import FlatNetwork
 from ddcore.specs import ImprovedSpec, MatchingSpec
 from ddcore.synthetic import mean_rate
 from ddcore.transfer import send
 
-LAYOUT = "matching 1"  # of checkpoints
+LAYOUT = "matching 2"  # of checkpoints
 CURVE_POINTS = 300
 RATE_BOUND = 30.0  # the learned rate stays within this factor of where it began
 RATE_CHANGE = 1.2  # and moves by at most this factor in one iteration: its gradient's size depends on the problem, and may be huge
@@ -51,6 +49,7 @@ class State:
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # images, targets and rate that taught best, if looked for
     best_iteration: int = 0  # after which these were so
     least: float = math.inf  # error of what they taught
+    looked: int = -1  # after which iteration they were last looked for
 
     @staticmethod
     def begin(spec: MatchingSpec, images: torch.Tensor, targets: torch.Tensor, rate: torch.Tensor, random: torch.Generator) -> "State":
@@ -69,45 +68,76 @@ class State:
 
 
 def match(
-    loss: OuterLoss, windows: Windows, spec: MatchingSpec, state: State, work: Path, reporter: Reporter, looks: Looks | None = None
+    loss: OuterLoss,
+    windows: Windows,
+    spec: MatchingSpec,
+    state: State,
+    work: Path,
+    reporter: Reporter,
+    looks: Looks | None = None,
+    short_of_memory: bool = False,
 ) -> dict[str, list[list[float]]]:
     """Run `spec.iterations` outer steps on `state` in place; returns the curves `matching_loss`, `learned_lr` and, if any, the terms'.
 
     One iteration (MKDT, 2410.02116, algorithm 1): draw a window of an expert's path, train from its start for `inner_steps` on the
     synthetic set, compare the end with the window's goal, and step along the exact gradient.
-    With `looks`, the state's `best` set is kept beside the last, from the first look on, before any step.
-    Raises `DdcoreError` out_of_memory before the first iteration where no plan fits, diverged, and `Stopped` after writing a checkpoint.
+    With `looks`, the state's `best` set is kept beside the last, from the first look on, before any step. short_of_memory: keep as
+    little of an inner run as can be, which changes no bit of the result.
+    Raises `DdcoreError` out_of_memory, before the first iteration where no plan fits, diverged, and `Stopped` after writing a checkpoint.
     """
-    core = loss.core
     first_rate = float(state.rate.flatten()[0])  # before a checkpoint moves it: the bounds are those of the whole run
-    _resume(work, state, core.name, reporter)
-    views = Views(spec.augment, spec.inner_steps, state.images) if spec.augment else None
-    memory = _plan(core, windows, spec, state, views)
-    reporter.note(f"matching with the {core.name} core; {memory.words(spec.inner_steps)}")
-    iteration = _iteration(loss, spec, memory, state, views, reporter)
+    _resume(work, state, loss.core.name, reporter)
+    run = _Run(loss, windows, spec, Views(spec.augment, spec.inner_steps, state.images) if spec.augment else None, first_rate, reporter)
+    memory, too_much = _plan(run, state, short_of_memory)
+    reporter.note(f"matching with the {loss.core.name} core; {memory.words(spec.inner_steps)}")
+    try:
+        _match(run, _iteration(run, memory, state), state, work, looks)
+    except Exception as error:
+        if ran_out(error):
+            raise too_much(error) from error
+        raise
+    return state.history
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from one iteration to the next."""
+
+    loss: OuterLoss
+    windows: Windows
+    spec: MatchingSpec
+    views: Views | None
+    first_rate: float
+    reporter: Reporter
+
+
+def _match(run: _Run, iteration: Replayed, state: State, work: Path, looks: Looks | None) -> None:
+    """The iterations that are left."""
+    spec, reporter = run.spec, run.reporter
     # A point of the curve waits for the device.
     stride = max(LOOK_EVERY if state.images.is_cuda else 1, spec.iterations // CURVE_POINTS)
-    look_at = look_iterations(spec)
-    if state.iteration == 0 and state.best is None:  # else a run that was stopped before its first step looked already
-        _look(state, looks, reporter)
-    while state.iteration < spec.iterations:
+    look_at = {0, *look_iterations(spec)} if looks is not None else set()
+    while True:
+        random = state.random.get_state()
         try:
             reporter.progress(state.iteration, spec.iterations, "iterations", "matching trajectories")
+            if looks is not None and state.iteration in look_at and state.looked < state.iteration:
+                _look(state, looks, reporter)
+            if state.iteration == spec.iterations:
+                return
+            found = _iterate(run, iteration, state)
         except Stopped:
-            _save(work, state, core.name)
+            state.random.set_state(random)  # what was drawn for this iteration is drawn again
+            _save(work, state, run.loss.core.name)
             raise
-        state.recent.append(_iterate(iteration, windows, loss, spec, state, views, first_rate))
+        state.recent.append(found)
         state.iteration += 1
         if state.iteration % stride == 0 or state.iteration == spec.iterations:
-            _record(state, loss.names, reporter)
+            _record(state, run.loss.names, reporter)
         if state.iteration % LOOK_EVERY == 0 or state.iteration == spec.iterations:
-            _check(state, spec, core.network, first_rate)
-        if state.iteration in look_at:
-            _look(state, looks, reporter)
+            _check(run, state)
         if reporter.checkpoint_due():
-            _save(work, state, core.name)
-    reporter.progress(spec.iterations, spec.iterations, "iterations", "matching trajectories")
-    return state.history
+            _save(work, state, run.loss.core.name)
 
 
 def look_iterations(spec: MatchingSpec) -> set[int]:
@@ -116,10 +146,9 @@ def look_iterations(spec: MatchingSpec) -> set[int]:
     return {round(spec.iterations * look / count) for look in range(1, count + 1)}
 
 
-def _look(state: State, looks: Looks | None, reporter: Reporter) -> None:
-    if looks is None:
-        return
-    error = looks.error(state.images, state.targets, state.rate)
+def _look(state: State, looks: Looks, reporter: Reporter) -> None:
+    error = looks.error(state.images, state.targets, state.rate, pulse=reporter.pulse)
+    state.looked = state.iteration
     if math.isfinite(error):
         state.history.setdefault("real_error", []).append([state.iteration, error])
         reporter.metric("real_error", state.iteration, error)
@@ -128,67 +157,68 @@ def _look(state: State, looks: Looks | None, reporter: Reporter) -> None:
         state.best = (state.images.clone(), state.targets.clone(), state.rate.clone())
 
 
-def _plan(core: Core, windows: Windows, spec: MatchingSpec, state: State, views: Views | None) -> Memory:
-    """What an iteration keeps, from one step measured on parts of a batch and the memory that is free."""
-    device, size = state.images.device, min(spec.batch_size, len(state.images))
-    batches = [torch.arange(size, device=device)] * spec.inner_steps
-    inner = Inner(core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views)
-    need = measure(inner, windows.experts.row(0, 0).to(device))
-    return plan_memory(need, inner, free_bytes(device), device, free_bytes(torch.device("cpu")))
+def _plan(run: _Run, state: State, least: bool) -> tuple[Memory, Callable[[Exception], DdcoreError]]:
+    """What an iteration keeps, from one step measured on parts of a batch and the memory that is free; and what to say if it was wrong."""
+    device, spec = state.images.device, run.spec
+    batches = [torch.arange(min(spec.batch_size, len(state.images)), device=device)] * spec.inner_steps
+    inner = Inner(run.loss.core, state.images, state.targets, state.rate, batches, spec.inner_momentum, run.views)
+    need, free = measure(inner, run.windows.experts.row(0, 0).to(device)), free_bytes(device)
+    memory = plan_memory(need, inner, free, device, free_bytes(torch.device("cpu")), least)
+    return memory, lambda error: exceeded(need, inner, free, memory, error)
 
 
-def _iteration(loss: OuterLoss, spec: MatchingSpec, memory: Memory, state: State, views: Views | None, reporter: Reporter) -> Replayed:
+def _iteration(run: _Run, memory: Memory, state: State) -> Replayed:
     """(start, goal, heading if its term is in use, rows of real images likewise, each step's indices) -> loss, terms, gradients."""
+    loss, spec, device = run.loss, run.spec, state.images.device
     headed, functional = "gap" in loss.weights, "functional" in loss.weights
     decay = inner_decay(spec) if headed else None
+    pulse = _silent if device.type == "cuda" else run.reporter.pulse  # there the host is ahead, and may be recording a graph
 
     def work(start: torch.Tensor, goal: torch.Tensor, *more: torch.Tensor) -> tuple[torch.Tensor, ...]:
         heading = more[0] if headed else None
         rows = more[headed] if functional else None
         batches = more[headed + functional :]
-        run = run_inner(
-            Inner(loss.core, state.images, state.targets, state.rate, batches, spec.inner_momentum, views, decay), start, memory
-        )
-        outer = loss(run, start, goal, heading, rows)
-        found = pull_back(run, outer.end, outer.average)
+        inner = Inner(loss.core, state.images, state.targets, state.rate, batches, spec.inner_momentum, run.views, decay, pulse)
+        way = run_inner(inner, start, memory)
+        outer = loss(way, start, goal, heading, rows)
+        found = pull_back(way, outer.end, outer.average)
         return outer.total, outer.terms, found.images, found.targets, found.rate
 
-    return Replayed(work, state.images.device, reporter.note, _no_graph if memory.thetas == "host" else None)
+    return Replayed(work, device, run.reporter.note, _no_graph if memory.thetas == "host" else None)
+
+
+def _silent() -> None:
+    pass
 
 
 def _no_graph(work: Callable[[], tuple[torch.Tensor, ...]]) -> NoReturn:
     raise RuntimeError("parameters are kept in host memory, which a graph cannot take")
 
 
-def _iterate(
-    iteration: Replayed,
-    windows: Windows,
-    outer: OuterLoss,
-    spec: MatchingSpec,
-    state: State,
-    views: Views | None,
-    first_rate: float,
-) -> torch.Tensor:
+def _iterate(run: _Run, iteration: Replayed, state: State) -> torch.Tensor:
     """One outer step; returns the outer loss and its terms [1 + k], still on the device. Nothing here waits for the device."""
-    window = windows.draw(state.iteration, state.random)
+    spec = run.spec
+    window = run.windows.draw(state.iteration, state.random)
     batches = batches_of(len(state.images), spec.batch_size, spec.inner_steps, state.random)
-    if views is not None:
-        views.draw(state.random)
+    if run.views is not None:
+        run.views.draw(state.random)
     if window.run_up:
-        window = replace(window, start=_run_up(outer.core, window, spec, state))
-    total, terms, *gradients = iteration(*_given(window, outer.real, spec, state), *batches)
+        window = replace(window, start=_run_up(run, window, state))
+    total, terms, *gradients = iteration(*_given(window, run.loss.real, spec, state), *batches)
     before = state.rate.clone()
     _step(state, spec, gradients, total, terms[0])
-    state.rate.clamp_(before / RATE_CHANGE, before * RATE_CHANGE).clamp_(first_rate / RATE_BOUND, first_rate * RATE_BOUND)
+    lowest, highest = run.first_rate / RATE_BOUND, run.first_rate * RATE_BOUND
+    state.rate.clamp_(before / RATE_CHANGE, before * RATE_CHANGE).clamp_(lowest, highest)
     return torch.cat([total.view(1), terms])
 
 
-def _run_up(core: Core, window: Window, spec: MatchingSpec, state: State) -> torch.Tensor:
+def _run_up(run: _Run, window: Window, state: State) -> torch.Tensor:
     """Where `window.run_up` inner steps on the set as it is lead from the window's start: [P], on the device, without a derivative."""
-    theta = window.start.to(state.images.device)
+    core, spec, theta = run.loss.core, run.spec, window.start.to(state.images.device)
     rates = state.rate if state.rate.ndim == 0 else core.network.spread(state.rate)
     velocity = torch.zeros_like(theta)
     for rows in batches_of(len(state.images), spec.batch_size, window.run_up, state.random):
+        run.reporter.pulse()
         rows = send(rows, theta.device)
         found = core.gradient(theta, state.images[rows], state.targets[rows])
         velocity = torch.add(found.gradient, velocity, alpha=spec.inner_momentum)
@@ -241,8 +271,9 @@ def _record(state: State, terms: Sequence[str], reporter: Reporter) -> None:
             reporter.metric(name, state.iteration, value)
 
 
-def _check(state: State, spec: MatchingSpec, network: FlatNetwork, first_rate: float) -> None:
+def _check(run: _Run, state: State) -> None:
     """The guards. Raises `DdcoreError` diverged with the numbers and what to change."""
+    spec, network, first_rate = run.spec, run.loss.core.network, run.first_rate
     (skipped, beyond), rates = state.skipped.tolist(), state.rate.flatten().tolist()
     for name, tensor in (("images", state.images), ("targets", state.targets)):
         if not torch.isfinite(tensor).all():
@@ -279,6 +310,7 @@ def _save(work: Path, state: State, core: str) -> None:
     if state.best is not None:
         tensors |= dict(zip(("best.images", "best.targets", "best.rate"), state.best, strict=True))
     facts = {"iteration": state.iteration, "history": state.history, "core": core, "best_iteration": state.best_iteration}
+    facts["looked"] = state.looked
     write_checkpoint(work, LAYOUT, tensors, facts | ({"least": state.least} if math.isfinite(state.least) else {}))
 
 
@@ -301,4 +333,4 @@ def _resume(work: Path, state: State, core: str, reporter: Reporter) -> None:
         _, index, name = key.split(".")
         slots.setdefault(int(index), {})[name] = value
     state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": slots})
-    state.iteration, state.history = facts["iteration"], facts["history"]
+    state.iteration, state.history, state.looked = facts["iteration"], facts["history"], facts["looked"]

@@ -1,5 +1,7 @@
 """How much of an inner run to keep: measured on one step, planned from the memory that is free, refused where it cannot fit."""
 
+import contextlib
+import errno
 import math
 import os
 import weakref
@@ -16,6 +18,7 @@ from ddcore.errors import DdcoreError
 from ddcore.matching.adjoint import Inner, Memory, pull_back, run_inner
 
 SHARE = 0.8  # of the free memory that a plan may use: others live here too, and kernels take workspace that is not counted
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")  # torch on a CPU; CUDA; its libraries
 MEMINFO = Path("/proc/meminfo")
 # Where a container's limit and use stand: version 2, and version 1.
 CGROUPS = (
@@ -158,19 +161,19 @@ def _numbers(path: Path) -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 
 
-def plan_memory(need: Need, inner: Inner, free: int, device: torch.device, host: int) -> Memory:
+def plan_memory(need: Need, inner: Inner, free: int, device: torch.device, host: int, least: bool = False) -> Memory:
     """The fastest way to keep an inner run within SHARE of `free` bytes. Raises `DdcoreError` out_of_memory where there is none.
 
     In order: every theta on the device and as many steps as fit with their passes; every theta, in host memory (of which `host` bytes
-    are free) if the device is CUDA; a sparse few.
+    are free) if the device is CUDA; a sparse few. least: only the last, after an attempt for which more was too much.
     """
     steps, images = len(inner.batches), len(inner.batches[0])
     room = int(SHARE * free) - need.step(images)
     gradients = steps * need.theta if inner.rate.ndim else 0  # layers' rates need each step's gradient
     every = steps * need.theta
-    if room >= every + gradients:
+    if room >= every + gradients and not least:
         return Memory(min(steps, (room - every - gradients) // max(1, need.kept(images))))
-    if room >= gradients and device.type == "cuda" and int(SHARE * host) >= every:
+    if room >= gradients and device.type == "cuda" and int(SHARE * host) >= every and not least:
         return Memory(0, "host")
     if room >= sparse_bytes(need, inner, steps):
         return Memory(0, "sparse")
@@ -185,12 +188,31 @@ def sparse_bytes(need: Need, inner: Inner, steps: int) -> int:
 
 def _refusal(need: Need, inner: Inner, free: int) -> tuple[str, str]:
     """The figures, and the largest number of steps or of images that would fit."""
-    steps, images, room = len(inner.batches), len(inner.batches[0]), int(SHARE * free)
-    least = need.step(images) + sparse_bytes(need, inner, steps)
-    detail = (
-        f"{steps} inner steps on batches of {images} need at least {_gib(least)} beside what is loaded;"
-        f" {_gib(free)} are free, of which {SHARE:.0%} may be used"
+    detail = f"{_least_words(need, inner)}; {gib(free)} are free, of which {SHARE:.0%} may be used"
+    return detail, _fitting(need, inner, int(SHARE * free))
+
+
+def exceeded(need: Need, inner: Inner, free: int, memory: Memory, error: Exception) -> DdcoreError:
+    """For a run that was planned to fit and did not: the figures, and what needs no more than half of what was free."""
+    steps = len(inner.batches)
+    detail = f"{said_of(error)}; {_least_words(need, inner)}, {gib(free)} were free, and the plan was: {memory.words(steps)}"
+    room, others = (
+        int(SHARE * free / 2),
+        "by these figures it fits: others on the machine may have taken it, or give smaller batches",
     )
+    fits = need.step(len(inner.batches[0])) + sparse_bytes(need, inner, steps) <= room
+    return DdcoreError("out_of_memory", detail, others if fits else _fitting(need, inner, room))
+
+
+def _least_words(need: Need, inner: Inner) -> str:
+    steps, images = len(inner.batches), len(inner.batches[0])
+    least = need.step(images) + sparse_bytes(need, inner, steps)
+    return f"{steps} inner steps on batches of {images} need at least {gib(least)} beside what is loaded"
+
+
+def _fitting(need: Need, inner: Inner, room: int) -> str:
+    """The largest number of steps, or of images, that needs no more than `room` bytes."""
+    steps, images = len(inner.batches), len(inner.batches[0])
     fits = [n for n in range(1, steps) if need.step(images) + sparse_bytes(need, inner, n) <= room]
     most = (room - sparse_bytes(need, inner, steps) - need.step_fixed) // max(1, need.step_image)
     hints = []
@@ -198,8 +220,31 @@ def _refusal(need: Need, inner: Inner, free: int) -> tuple[str, str]:
         hints.append(f"method.inner_steps of {fits[-1]} or less at this batch size")
     if 1 <= most < images:
         hints.append(f"method.batch_size of {most} or less at this number of steps")
-    return detail, " or ".join(hints) or "a smaller student, or a machine with more memory"
+    return " or ".join(hints) or "a smaller student, or a machine with more memory"
 
 
-def _gib(size: int) -> str:
+def ran_out(error: BaseException) -> bool:
+    """Whether it says that memory ran out: the device's or the machine's, whoever asked for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def said_of(error: BaseException) -> str:
+    """The first line of what it says, without its full stop."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def all_bytes(device: torch.device) -> int:
+    """Memory that there is: the device's, or the machine's, or what a container may take of it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for folder, limit, _ in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
+            most = min(most, int((folder / limit).read_text()))
+    return most
+
+
+def gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"

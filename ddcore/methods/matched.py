@@ -42,13 +42,14 @@ def match_paths(task: Task, material: Material, spec: MatchingSpec) -> Synthetic
         rate.to(task.device),
         generator(task.params["seed"], "matching"),
     )
-    experts = Trajectories(task.inputs["experts"], task.device, int(RESIDENT * free_bytes(task.device)))
+    frugal = task.resources.short_of_memory
+    experts = Trajectories(task.inputs["experts"], task.device, 0 if frugal else int(RESIDENT * free_bytes(task.device)))
     with threads_for(network, min(spec.batch_size, len(begun.images))):
         core = _core(network, experts, spec, state, task)
         real = _real(core, material, task.device) if isinstance(spec, ImprovedSpec) and (spec.functional or spec.looks) else None
         pace = _pace(spec, task, len(material.images))
-        windows = Windows(experts, spec, pace)
-        curves = match(OuterLoss(core, spec, real), windows, spec, state, task.work, task.reporter, _looks(core, spec, real, task))
+        windows, looks = Windows(experts, spec, pace), _looks(core, spec, real, task)
+        curves = match(OuterLoss(core, spec, real), windows, spec, state, task.work, task.reporter, looks, frugal)
     (task.out / "history.json").write_text(json.dumps(curves))
     skipped, beyond = (int(count) for count in state.skipped)
     if skipped:

@@ -1,5 +1,6 @@
 """A whole plan in a tree of folders: the same bits twice, nothing done twice, and nothing lost when it is stopped."""
 
+import errno
 import json
 from threading import Event, Thread
 
@@ -118,15 +119,35 @@ def test_a_step_that_fails_leaves_no_folder_and_costs_no_finished_one(tmp_path):
     assert kinds == {"dataset", "teacher", "targets"}
 
 
-def test_memory_that_runs_out_is_named_with_what_to_try(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore words"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 GiB.\nmore words"),
+        MemoryError("Unable to allocate 20 GiB for an array"),
+        OSError(errno.ENOMEM, "20 GiB: Cannot allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_runs_out_is_named_with_what_there_is_and_what_to_try(tmp_path, monkeypatch, error):
     def hungry(task):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore words")
+        raise error
 
     monkeypatch.setitem(STEPS, "experts", hungry)
-    with pytest.raises(DdcoreError, match=r"^CUDA out of memory\. Tried to allocate 20 GiB\.$") as caught:
+    with pytest.raises(DdcoreError, match=r"20 GiB.*; the step had \d+\.\d\d GiB of memory to share") as caught:
         run_step("experts", {}, {}, tmp_path / "out", tmp_path / "work", Reporter(), CPU, Resources())
     assert caught.value.code == "out_of_memory"
+    assert "more words" not in caught.value.detail
     assert "smaller batches" in caught.value.hint
+
+
+def test_an_error_that_is_not_of_memory_stays_what_it_was(tmp_path, monkeypatch):
+    def broken(task):
+        raise RuntimeError("sizes do not match")
+
+    monkeypatch.setitem(STEPS, "experts", broken)
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        run_step("experts", {}, {}, tmp_path / "out", tmp_path / "work", Reporter(), CPU, Resources())
 
 
 def test_streams_of_randomness_are_named_and_apart():

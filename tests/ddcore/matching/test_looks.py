@@ -99,7 +99,7 @@ class Scripted:
     def __init__(self, *errors):
         self.errors, self.shown = list(errors), []
 
-    def error(self, *parts):
+    def error(self, *parts, pulse):
         self.shown.append([part.clone() for part in parts])
         return self.errors[len(self.shown) - 1]
 
