@@ -1,5 +1,6 @@
 """The application: routes, refusals, documentation; `uvicorn api.app:create_app --factory` serves it."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -34,6 +35,7 @@ from api.routes import (
 )
 from api.service import running
 from ddcore.errors import DdcoreError
+from jobs import logs
 from jobs.errors import JobsError
 from jobs.settings import Settings, get_settings
 
@@ -104,8 +106,13 @@ class Potstill(FastAPI):
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The API of one installation. It opens the database when it starts to serve, not before."""
+    """The API of one installation. It opens the database when it starts to serve, not before.
+
+    Without settings it is the application of this process: it has those of the environment, and the process logs as they say.
+    """
     chosen = settings or get_settings()
+    if settings is None:
+        _set_up_logs(chosen)
     registry = CollectorRegistry()
 
     @asynccontextmanager
@@ -136,3 +143,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _operation(route: APIRoute) -> str:
     return f"head_{route.name}" if "HEAD" in (route.methods or ()) else route.name
+
+
+def _set_up_logs(settings: Settings) -> None:
+    """The server's own lines go where all lines go, but for those that `api.middleware` writes better."""
+    logs.configure(settings.log_level, settings.log_json)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = name != "uvicorn.access"  # the server sees that nobody listens to it, and writes nothing
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith("Exception in ASGI application"))

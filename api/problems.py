@@ -163,7 +163,7 @@ async def on_jobs_error(request: Request, exc: Exception) -> Response:
 
 
 async def on_database_away(request: Request, exc: Exception) -> Response:
-    log.error("the database cannot be used: %s", exc)
+    log.error("the database cannot be used: %s", str(exc).partition("\n")[0])
     if "disk is full" in str(exc) or "No space left on device" in str(exc):  # SQLite's words, and PostgreSQL's
         return problem_response(request.state.request_id, "store_full", "the database's disk is full; nothing new can be recorded")
     detail = "the database cannot be reached just now; try again in a moment"
@@ -218,6 +218,5 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
 
 async def on_crash(request: Request, exc: Exception) -> Response:
     """An error that nobody foresaw: the log has the traceback, the caller the request id to quote."""
-    log.error("request %s (%s %s) failed; its traceback follows", request.state.request_id, request.method, request.url.path)
     detail = f"an unexpected error; quote request id {request.state.request_id} to whoever runs this service"
     return problem_response(request.state.request_id, "internal", detail)

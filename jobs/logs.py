@@ -20,7 +20,8 @@ FIELDS = (
     *("request_id", "job_id", "job_ids", "step_id", "attempt", "kind", "queue", "worker"),
     *("method", "route", "path", "status", "client", "seconds", "code", "pid"),
 )
-_QUIET = ("celery.worker.strategy", "celery.app.trace")  # "received" and "succeeded" of each message: the step's own lines say more
+# Celery's "received" and "succeeded" of each message, of which the step's own lines say more; Alembic's at each look at the revision.
+_QUIET = ("celery.worker.strategy", "celery.app.trace", "alembic.runtime.migration")
 # Passwords in addresses, and what signs the address of a download.
 _SECRET = re.compile(r"(://[^\s:/@\"']*:)[^\s/@\"']+(?=@)|((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature)=)[^\s&\"']+", re.I)
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {10: "\\n", 13: "\\r", 9: "\\t"}

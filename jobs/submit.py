@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from ddcore.plan import Plan, engine_digest
 from ddcore.plan import Step as Planned
+from jobs import logs
 from jobs.database import lock_graph, now
 from jobs.graph import end_cancelling, finish_jobs, jobs_of, move_jobs, write_event
 from jobs.ids import new_id
@@ -178,6 +179,7 @@ def submit(
         steps=len(counted),
         cached=sum(planned.key in fates.done for planned in counted),
         shared=sum(planned.key in fates.live for planned in counted),
+        request_id=logs.bound_field("request_id"),
     )
     session.flush()
     running = [row.id for row in fates.live.values() if row.state == "running"]

@@ -129,6 +129,7 @@ class Submission:
 
 def accepted(service: Service, request: Request, response: Response, job_id: str) -> JobBody:
     """202, with the address of the new job."""
+    request.state.job_id = job_id  # for the line in the log
     body = job_body(service, request, job_id)
     response.headers["Location"] = body.links["self"]
     return body
