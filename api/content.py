@@ -106,5 +106,6 @@ FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     206: {"description": "The range that was asked for"},
     307: {"description": "The file is on the store's server: Location says where, for a while"},
     304: {"description": "Not modified: If-None-Match names the file's ETag"},
+    410: {"description": "Gone: nobody had used the file for as long as such files are kept"},
     416: {"description": "The range lies outside the file; Content-Range says how long it is"},
 }

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from api.field_errors import field_problems
 from ddcore.errors import DdcoreError, Problem, SpecError
-from jobs.errors import BadCursor, Conflict, Damaged, IdempotencyConflict, JobsError, NotFound, StoreAway, StoreFull
+from jobs.errors import BadCursor, Conflict, Damaged, Gone, IdempotencyConflict, JobsError, NotFound, StoreAway, StoreFull
 
 log = logging.getLogger("potstill.api")
 
@@ -29,6 +29,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "invalid_json": (400, "The body is not JSON"),
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "This address does not answer that method"),
+    "gone": (410, "The file is gone"),
     "conflict": (409, "This cannot be done in the present state"),
     "idempotency_conflict": (409, "This Idempotency-Key was used for another request"),
     "too_large": (413, "Too large"),
@@ -190,6 +191,7 @@ async def on_invalid(request: Request, exc: Exception) -> Response:
 # Narrow before wide.
 _OF_JOBS: tuple[tuple[type[JobsError], str], ...] = (
     (NotFound, "not_found"),
+    (Gone, "gone"),
     (IdempotencyConflict, "idempotency_conflict"),
     (Conflict, "conflict"),
     (StoreFull, "store_full"),

@@ -111,6 +111,7 @@ class ArtifactView(Body):
     size: int = Field(description="bytes")
     step: str | None
     created_at: datetime
+    gone_at: datetime | None = Field(None, description="since when there is no file any more: nobody had used it for long")
 
 
 class Series(Body):

@@ -66,7 +66,7 @@ def resolve(
     if artifact is None or artifact.kind not in KINDS or not artifact.name.endswith(".safetensors"):
         allowed = "the id of an uploaded safetensors checkpoint, or of a job's teacher.safetensors"
         return None, [Problem(LOC, "there is no such checkpoint", artifact_id, allowed)]
-    if not store.exists(artifact.sha256):
+    if artifact.gone_at is not None or not store.exists(artifact.sha256):
         return None, [Problem(LOC, "the file of this checkpoint is gone from the store", artifact_id, "upload it again")]
     channels, height, width = image_shape
     expected = expected_shapes(backbone, channels, (height, width))

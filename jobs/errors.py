@@ -1,6 +1,7 @@
 """What can be wrong with a request or a claim, apart from the spec itself (`ddcore.errors.SpecError`)."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 
 class JobsError(Exception):
@@ -17,6 +18,14 @@ class NotFound(JobsError):
     def __init__(self, kind: str, ref: str, hint: str = "") -> None:
         super().__init__(f"there is no {kind} {ref!r}", hint)
         self.kind, self.ref = kind, ref
+
+
+class Gone(JobsError):
+    """A file that was there and outlived its time: what is known of it is left."""
+
+    def __init__(self, name: str, at: datetime) -> None:
+        detail = f"the file {name!r} was removed on {at:%Y-%m-%d}, because nobody had used it for as long as such files are kept"
+        super().__init__(detail, "post its job's spec again: what is gone is computed again")
 
 
 class UnknownDataset(NotFound):
@@ -86,7 +95,7 @@ class Damaged(JobsError):
     """A stored file's bytes no longer have its name."""
 
     def __init__(self, sha256: str) -> None:
-        super().__init__(f"the stored file {sha256[:12]} is damaged", "bring it back from a backup, or remove it and retry the job")
+        super().__init__(f"the stored file {sha256[:12]} is damaged", "bring it back from a backup, or retry the job: it is computed again")
         self.sha256 = sha256
 
 

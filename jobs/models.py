@@ -16,6 +16,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -93,6 +94,7 @@ class Dataset(Base):
 class Job(Base):
     """What a user posted. `resolved` pins what the names in `spec` meant: {"datasets": {ref: id}, "checkpoint": sha256 | None}.
 
+    pinned: the files of its steps are kept, however long nobody uses them.
     owner is a name by which workers are divided fairly, as the client gave it. It proves nothing: there is no login.
     """
 
@@ -105,6 +107,7 @@ class Job(Base):
     resolved: Mapped[Json]
     priority: Mapped[int] = mapped_column(default=0)
     owner: Mapped[str] = mapped_column(default="", server_default="")
+    pinned: Mapped[bool] = mapped_column(default=False, server_default=false())
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     error_code: Mapped[str | None]
     error_detail: Mapped[str | None] = mapped_column(Text)
@@ -218,7 +221,10 @@ class JobStep(Base):
 
 
 class Artifact(Base):
-    """One immutable file in the store: what a step left behind, or (without a step) what a user sent."""
+    """One immutable file in the store: what a step left behind, or (without a step) what a user sent.
+
+    gone_at: since when the row no longer keeps the file, which outlived its time (`jobs.retention`).
+    """
 
     __tablename__ = "artifacts"
 
@@ -230,8 +236,23 @@ class Artifact(Base):
     sha256: Mapped[str] = mapped_column(index=True)
     size: Mapped[int] = mapped_column(Big)
     created_at: Mapped[datetime]
+    gone_at: Mapped[datetime | None]
 
     __table_args__ = (UniqueConstraint("step_id", "name"),)
+
+
+class Condemned(Base):
+    """A file in the store that may be deleted, if still no row names it then; doomed_at: since when it is too late to spare it.
+
+    `jobs.condemned` has the rules.
+    """
+
+    __tablename__ = "condemned"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(Big)
+    at: Mapped[datetime] = mapped_column(index=True)
+    doomed_at: Mapped[datetime | None]
 
 
 class Event(Base):

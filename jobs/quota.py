@@ -21,6 +21,7 @@ def require(session: Session, store: Store, needed: int) -> None:
 
 
 def used_bytes(session: Session) -> int:
-    """Bytes of all files that have a row; one of two names counts once."""
-    files = select(Artifact.sha256, func.max(Artifact.size).label("size")).group_by(Artifact.sha256).subquery()
+    """Bytes of all files that have a row and are not gone; one of two names counts once."""
+    there = select(Artifact.sha256, func.max(Artifact.size).label("size")).where(Artifact.gone_at.is_(None))
+    files = there.group_by(Artifact.sha256).subquery()
     return int(session.scalar(select(func.sum(files.c.size))) or 0)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ddcore.plan import STEP_VERSION
 
 S3 = "s3://"
 SECRETS = "/run/secrets"  # where Compose, Swarm and Kubernetes are usually told to put them
@@ -36,6 +38,11 @@ class Settings(BaseSettings):
     store_access_key_id: str = ""
     store_secret_access_key: SecretStr = SecretStr("")
     store_url_seconds: int = Field(3600, ge=1, le=7 * 24 * 3600, description="how long the address of a download holds")
+    keep_days: dict[str, float] = Field(
+        default_factory=dict,
+        description='how long files that nobody uses are kept, by kind of step, such as {"experts": 30}; "intermediate": all kinds that '
+        "can be computed again. For good when not named",
+    )
     scratch: Path = Field(Path(), description="work folders of running steps and downloads; `home`/scratch when not set")
 
     lease_seconds: float = Field(90.0, gt=0.0)
@@ -77,6 +84,16 @@ class Settings(BaseSettings):
         if bool(self.store_access_key_id) != bool(self.store_secret_access_key.get_secret_value()):
             raise ValueError("store_access_key_id and store_secret_access_key belong together: set both or neither")
         return self
+
+    @field_validator("keep_days")
+    @classmethod
+    def _kinds_that_there_are(cls, given: dict[str, float]) -> dict[str, float]:
+        allowed = {"intermediate", *STEP_VERSION}
+        if unknown := sorted(given.keys() - allowed):
+            raise ValueError(f"keep_days names {', '.join(unknown)}; the kinds are {', '.join(sorted(allowed))}")
+        if any(days <= 0 for days in given.values()):
+            raise ValueError("keep_days are days, more than 0; leave a kind out to keep its files for good")
+        return given
 
     @model_validator(mode="after")
     def _heart_beats_in_time(self) -> Self:

@@ -21,7 +21,7 @@ from jobs.bodies import (
     StepView,
     SyntheticSetView,
 )
-from jobs.errors import NotFound
+from jobs.errors import Gone, NotFound
 from jobs.job_views import counts, events, job, jobs
 from jobs.models import Artifact, Dataset, JobStep, Result, Step
 from jobs.pages import page
@@ -54,6 +54,7 @@ __all__ = [
     "report",
     "synthetic_set",
     "synthetic_sets",
+    "there",
 ]
 
 
@@ -80,7 +81,7 @@ def artifact(session: Session, artifact_id: str) -> ArtifactView:
 
 
 def job_file(session: Session, job_id: str, name: str) -> ArtifactView:
-    """The file called `name` of a job's steps; of the latest step in the plan that has one. Raises `NotFound`."""
+    """The file called `name` of a job's steps; of the latest step in the plan that has one. Raises `NotFound`, `Gone`."""
     query = (
         select(JobStep.name, Artifact)
         .join(Artifact, Artifact.step_id == JobStep.step_id)
@@ -90,12 +91,19 @@ def job_file(session: Session, job_id: str, name: str) -> ArtifactView:
     found = session.execute(query).first()
     if found is None:
         raise NotFound("file", name, f"GET /jobs/{job_id}/artifacts lists what there is")
-    return _artifact_view(found[1], found[0])
+    return there(_artifact_view(found[1], found[0]))
+
+
+def there(file: ArtifactView) -> ArtifactView:
+    """The same. Raises `Gone` if only the record of it is left."""
+    if file.gone_at is not None:
+        raise Gone(file.name, file.gone_at)
+    return file
 
 
 def _artifact_view(row: Artifact, step: str | None) -> ArtifactView:
     fields = {"id": row.id, "name": row.name, "kind": row.kind, "media_type": row.media_type, "sha256": row.sha256}
-    return ArtifactView(**fields, size=row.size, step=step, created_at=row.created_at)
+    return ArtifactView(**fields, size=row.size, step=step, created_at=row.created_at, gone_at=row.gone_at)
 
 
 def dataset(session: Session, ref: str) -> DatasetView:
@@ -111,13 +119,13 @@ def datasets(session: Session, limit: int = 50, cursor: str | None = None) -> Pa
 
 
 def dataset_file(session: Session, ref: str, name: str) -> ArtifactView:
-    """The file `name` of the step that read a dataset. Raises `UnknownDataset`, `NotFound` while no step has read it."""
+    """The file `name` of the step that read a dataset. Raises `UnknownDataset`, `Gone`, `NotFound` while no step has read it."""
     row = catalogue.find(session, ref)
     query = select(Artifact).join(Step, Step.id == Artifact.step_id).where(Step.key == row.step_key, Artifact.name == name)
     found = session.scalars(query.order_by(Artifact.id.desc())).first()
     if found is None:
         raise NotFound("file", name, f"dataset {row.name} has not been read yet; the first job that needs it reads it")
-    return _artifact_view(found, None)
+    return there(_artifact_view(found, None))
 
 
 def _dataset_views(session: Session, rows: Collection[Dataset]) -> list[DatasetView]:

@@ -20,6 +20,15 @@ _ABANDONED = 12 * 3600.0  # seconds after which a half-made folder belongs to no
 _HINT = "retry the job: what is missing is computed again"
 
 
+class MissingInput(DdcoreError):
+    """A stored file that should be read is gone, or was damaged and is now set aside."""
+
+    def __init__(self, file: InputFile, said: str, hint: str) -> None:
+        named = file.sha256[:12] if file.name == file.sha256 else f"{file.name} ({file.sha256[:12]})"
+        super().__init__("missing_input", f"the stored file {named} {said}", hint)
+        self.sha256 = file.sha256
+
+
 class InputCache:
     """Folders under `root`, each named by the files in it; the least recently used go beyond `limit` bytes.
 
@@ -31,14 +40,14 @@ class InputCache:
         self._locks: dict[Path, int] = {}
         root.mkdir(parents=True, exist_ok=True)
 
-    def folder(self, files: Sequence[InputFile]) -> Path:
-        """The folder that holds exactly `files`, locked. Raises `DdcoreError` missing_input if one is absent or damaged."""
+    def folder(self, files: Sequence[InputFile], hint: str = _HINT) -> Path:
+        """The folder that holds exactly `files`, locked. Raises `MissingInput`, with the hint, if one is absent or damaged."""
         listing = "\n".join(f"{f.name} {f.sha256}" for f in sorted(files, key=lambda f: f.name))
         path = self.root / hashlib.sha256(listing.encode()).hexdigest()[:32]
         made = False
         while path not in self._locks:
             if not self._lock(path):
-                self._make(path, files)
+                self._make(path, files, hint)
                 made = True
             elif not made and not all(self._intact(path / file.name, file.sha256) for file in files):
                 self._push_aside(path)
@@ -46,12 +55,8 @@ class InputCache:
         return path
 
     def file(self, sha256: str) -> Path:
-        """One stored file, in a folder of its own. Raises `DdcoreError` missing_input."""
-        try:
-            size = self.store.size(sha256)
-        except NotFound:
-            raise DdcoreError("missing_input", f"the stored file {sha256[:12]} is gone", "send the file again") from None
-        return self.folder([InputFile(sha256, sha256, size)]) / sha256
+        """One stored file, in a folder of its own. Raises `MissingInput`."""
+        return self.folder([InputFile(sha256, sha256, 0)], "send the file again") / sha256
 
     def close(self) -> None:
         """Let go of the folders in use, then evict down to the limit."""
@@ -106,23 +111,24 @@ class InputCache:
             os.utime(path)
             path.rename(tempfile.mkdtemp(prefix=".damaged-", dir=self.root))
 
-    def _make(self, path: Path, files: Sequence[InputFile]) -> None:
+    def _make(self, path: Path, files: Sequence[InputFile], hint: str) -> None:
         aside = Path(tempfile.mkdtemp(prefix=".making-", dir=self.root))
         try:
             for file in files:
-                self._place(file, aside / file.name)
+                self._place(file, aside / file.name, hint)
             aside.chmod(0o555)
             _settle(aside, path)
         finally:
             _discard(aside)
 
-    def _place(self, file: InputFile, target: Path) -> None:
+    def _place(self, file: InputFile, target: Path, hint: str) -> None:
         try:
             self.store.place(file.sha256, target)
         except NotFound:
-            raise DdcoreError("missing_input", f"the stored file {file.name} ({file.sha256[:12]}) is gone", _HINT) from None
-        except Damaged as error:
-            raise DdcoreError("missing_input", f"the stored file {file.name} ({file.sha256[:12]}) is damaged", error.hint) from None
+            raise MissingInput(file, "is gone", hint) from None
+        except Damaged:
+            self.store.set_aside(file.sha256)  # so that it may be put again
+            raise MissingInput(file, "is damaged", hint) from None
 
     def _remove(self, path: Path) -> bool:
         try:

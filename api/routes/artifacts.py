@@ -22,7 +22,7 @@ INLINE = ("image/", "application/json", "text/markdown", "text/plain")  # what a
 
 def send(service: Service, request: Request, artifact: ArtifactView) -> Response:
     """The bytes of one artifact."""
-    service.store.size(artifact.sha256)  # absent: refuse now, before the status line
+    service.store.size(views.there(artifact).sha256)  # absent: refuse now, before the status line
     return file_response(request, service.store, artifact, inline=artifact.media_type.startswith(INLINE))
 
 

@@ -9,13 +9,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
 
 from ddcore.specs import DistillSpec
-from jobs import cancel, catalogue, claims, records, workers
+from jobs import cancel, catalogue, claims, condemned, records, workers
 from jobs.create import create_distill
 from jobs.database import connect
 from jobs.migrate import check_revision, downgrade, upgrade
 from jobs.models import Base
 from jobs.settings import Settings
-from jobs.store import FolderStore
+from jobs.store import Blob, FolderStore
 from tests.conftest import Database
 from tests.jobs.harness import World, plan
 
@@ -62,6 +62,7 @@ def put_in_use(world: World) -> str:
     database.write(lambda s: create_distill(s, world.store, DistillSpec(preset="smoke"), idempotency_key="once").id)
     own = workers.Presence("w1", "host", 7, ("gpu", "cpu"), "engine", "0.1")
     database.write(lambda s: workers.report(s, own, alive_seconds=90.0))
+    database.write(lambda s: condemned.condemn(s, [Blob("0" * 64, 5_000_000_000)]))
     return running
 
 
