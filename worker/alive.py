@@ -1,0 +1,68 @@
+"""`python -m worker.alive [maintenance]`: whether this machine's worker, or the maintenance loop, does its work; for health checks.
+
+A worker does if it can hear doorbells and has just said in the database that it is there, which a frozen or dead one does not.
+The maintenance loop does if nothing is left undone: no doorbell long unsent, no lease long run out. Exits with 1 and says why not.
+"""
+
+import argparse
+import socket
+import sys
+from datetime import timedelta
+
+import redis
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from jobs.database import connect, now, readers
+from jobs.models import Doorbell, Step, Worker
+from jobs.settings import Settings, get_settings
+
+PATIENCE = 30.0  # seconds for which something may wait for the maintenance loop
+_PING = 4.0  # seconds
+
+
+def ailment(settings: Settings, part: str, host: str) -> str:
+    """What is wrong with a part ("worker" or "maintenance") on a host, in a sentence; empty if nothing is."""
+    try:
+        with redis.Redis.from_url(settings.redis_url, socket_timeout=_PING, socket_connect_timeout=_PING) as client:
+            client.ping()
+    except redis.RedisError as error:
+        return f"Redis cannot be used: {error}"
+    engine = connect(settings)
+    try:
+        with readers(engine)() as session:
+            return _undone(session) if part == "maintenance" else _silent(session, host)
+    except SQLAlchemyError as error:
+        return f"the database cannot be used: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    finally:
+        engine.dispose()
+
+
+def _silent(session: Session, host: str) -> str:
+    there = select(func.count()).select_from(Worker).where(Worker.host == host, Worker.alive_until >= now(session))
+    return "" if session.scalar(there) else f"no worker of {host} has said of late that it is there"
+
+
+def _undone(session: Session) -> str:
+    since = now(session) - timedelta(seconds=PATIENCE)
+    if unsent := session.scalar(select(func.count()).select_from(Doorbell).where(Doorbell.created_at < since)):
+        return f"{unsent} doorbells were not sent for {PATIENCE:g} s"
+    expired = select(func.count()).select_from(Step).where(Step.state == "running", Step.lease_until < since)
+    if held := session.scalar(expired):
+        return f"{held} steps whose lease ran out {PATIENCE:g} s ago were not taken back"
+    return ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m worker.alive", description=__doc__)
+    parser.add_argument("part", nargs="?", choices=("worker", "maintenance"), default="worker")
+    said = ailment(get_settings(), parser.parse_args(arguments).part, socket.gethostname())
+    if said:
+        print(said, file=sys.stderr)
+    return 1 if said else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
