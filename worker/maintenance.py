@@ -1,6 +1,7 @@
 """`python -m worker.maintenance`: relays the outbox to Celery, reaps expired leases, rings again. Several may run at once."""
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from jobs import catalogue, claims, logs, outbox, workers
 from jobs.adoption import adopt
-from jobs.database import connect, sessions, transact
+from jobs.database import connect, now, sessions, transact
 from jobs.errors import WrongRevision
 from jobs.migrate import check_revision
 from jobs.models import QUEUES
@@ -24,6 +25,7 @@ from worker.patience import AWAY, patiently
 RELAY_EVERY = 0.3  # seconds
 FORGET_EVERY = 600.0
 _LONGEST = 15.0  # seconds between two tries of a duty that fails
+_RENEWAL = 10.0  # seconds in which every worker that lives will have renewed its lease, once the database is there again
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +61,8 @@ class Maintenance:
     def __init__(self, settings: Settings, factory: sessionmaker[Session], app: Celery) -> None:
         self.settings, self.sessions, self.app = settings, factory, app
         self._begun = False  # whether doorbells have been looked after once
+        self._looked = -math.inf  # when leases could last be looked at
+        self._reap_from = 0.0
         slow = min(5.0, settings.lease_seconds / 3)
         self.duties = [
             Duty("relay doorbells", RELAY_EVERY, self.relay),
@@ -71,7 +75,13 @@ class Maintenance:
         return outbox.relay(self.sessions, self._send)
 
     def reap(self) -> int:
-        return transact(self.sessions, claims.reap)
+        """While the database was away no lease could be renewed: it would be a mistake to take the living for dead when it comes back."""
+        lease = self.settings.lease_seconds
+        transact(self.sessions, now)
+        if time.monotonic() - self._looked > lease / 2:  # away, or we were: heartbeats come at least twice in a lease
+            self._reap_from = time.monotonic() + min(_RENEWAL, lease / 2)
+        self._looked = time.monotonic()
+        return transact(self.sessions, claims.reap) if self._looked >= self._reap_from else 0
 
     def ring_again(self) -> int:
         empty = self._empty_queues()

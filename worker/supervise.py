@@ -21,6 +21,7 @@ from worker.launcher import Launcher
 from worker.patience import AWAY, patiently
 
 _TICK = 0.05  # seconds between looks at the runner
+_UNFIT, _LONGEST_UNFIT = 5.0, 60.0  # seconds to take no step after no runner could be started: at first, and at most
 _KILLED = 5.0  # seconds that a killed runner may take to be gone, before its template is killed too
 _NO_MEMORY = "often the machine was out of memory: its kernel log says so; smaller batches or fewer images need less"
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Supervisor:
         self.settings, self.sessions, self.launcher, self.name = settings, factory, launcher, name
         self.draining = False
         self._parent = os.getppid()
+        self._unfit = 0  # times in a row that no runner could be started
 
     def run(self, queue: str) -> str:
         """Claim the step whose turn it is on a queue, and see its attempt through; how that ended, in a word.
@@ -79,7 +81,15 @@ class Supervisor:
         except AWAY:
             outcome = "unrecorded"  # its lease will run out
         log.info("step %s", outcome, extra=watch.ids | {"kind": claim.kind, "code": code, "seconds": round(time.monotonic() - began, 2)})
+        self._unfit = 0 if self.launcher.pid else self._unfit + 1
+        self._step_aside()
         return outcome
+
+    def _step_aside(self) -> None:
+        """A machine on which nothing starts would fail every step faster than the others can take one."""
+        until = time.monotonic() + min(_UNFIT * 2 ** (self._unfit - 1), _LONGEST_UNFIT)
+        while self._unfit and time.monotonic() < until and not self.draining and os.getppid() == self._parent:
+            time.sleep(_TICK)
 
     def _look(self, watch: _Watch) -> None:
         """Do what is due: renew the lease, ask the runner to stop, or kill it."""
