@@ -178,7 +178,7 @@ def reap(session: Session, limit: int = 100) -> int:
     for step_id, attempt, worker in found:
         detail = f"worker {worker} was not heard of again during attempt {attempt}"
         hint = "look at the worker's log: the machine or the process died, or was out of memory; then retry the job"
-        _fail(session, step_id, attempt, "worker_lost", detail, hint, retryable=True)
+        _fail(session, step_id, attempt, "worker_lost", detail, hint, retryable=True, expired=True)
     return len(found)
 
 
@@ -194,7 +194,18 @@ def _require(session: Session, step_id: str, attempt: int) -> Step:
     return step
 
 
-def _fail(session: Session, step_id: str, attempt: int, code: str, detail: str, hint: str, *, retryable: bool, trace: str = "") -> None:
+def _fail(
+    session: Session,
+    step_id: str,
+    attempt: int,
+    code: str,
+    detail: str,
+    hint: str,
+    *,
+    retryable: bool,
+    trace: str = "",
+    expired: bool = False,
+) -> None:
     step = _require(session, step_id, attempt)
     at = now(session)
     detail, hint = _storable(detail), _storable(hint)
@@ -205,6 +216,8 @@ def _fail(session: Session, step_id: str, attempt: int, code: str, detail: str, 
     said: dict[str, Any] = {"attempt": attempt, "failures": failures, "code": code, "detail": detail, "hint": hint}
     if trace:
         said["trace"] = _storable(trace)
+    if expired:
+        said["expired"] = True
     if retryable and failures < step.max_attempts:
         kept = update(Step).where(Step.id == step_id).values(failures=failures, **error)
         session.execute(kept.execution_options(synchronize_session=False))

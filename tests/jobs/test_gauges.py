@@ -1,0 +1,98 @@
+"""What there is and what has happened, on both databases."""
+
+from datetime import timedelta
+
+from sqlalchemy import func, select
+
+from jobs import claims, gauges, outbox
+from jobs.gauges import Happening
+from jobs.models import QUEUES, Doorbell, Event
+from jobs.workers import Presence, report
+from tests.jobs.harness import World, plan
+
+ONE = Presence("one/1", "host", 1, ("gpu",), "engine", "1.0")
+
+
+def newest(world: World) -> int:
+    return world.database.read(lambda s: s.scalar(select(func.max(Event.id)))) or 0
+
+
+def happened(world: World, after: int) -> list[Happening]:
+    return world.database.read(lambda s: gauges.since(s, after)).happened
+
+
+def test_unfinished_work_is_counted_with_its_age(world: World) -> None:
+    empty = world.database.read(gauges.look)
+    assert (empty.jobs, empty.steps, empty.workers, empty.unsent, empty.overdue) == ({}, {}, {}, 0, 0)
+    first, second = world.submit(plan("a", "distill<a")), world.submit(plan("b", "distill<b", seed=1))
+    world.database.write(lambda s: report(s, ONE, alive_seconds=60))
+    held = world.claim(first, "a", "one/1")
+    with world.database.sessions.begin() as session:
+        bell = session.scalars(select(Doorbell)).one()
+        bell.created_at -= timedelta(seconds=100)
+    seen = world.database.read(gauges.look)
+    assert seen.jobs == {("distill", "running"): 1, ("distill", "queued"): 1}
+    assert seen.steps == {("gpu", "experts", "running"): 1, ("gpu", "experts", "ready"): 1, ("gpu", "distill", "blocked"): 2}
+    assert seen.workers == {("busy", "unknown", "engine", "1.0"): 1}
+    assert {queue.name: (queue.ready, queue.running, queue.workers) for queue in seen.queues}["gpu"] == (1, 1, ["one/1"])
+    assert [queue.name for queue in seen.queues] == list(QUEUES)
+    assert seen.unsent == 1
+    assert 100 <= seen.unsent_age < 160
+    outbox.relay(world.database.sessions, lambda *_: None)
+    world.pass_time(held.step_id, 200)
+    seen = world.database.read(gauges.look)
+    assert (seen.unsent, seen.unsent_age, seen.overdue) == (0, 0.0, 1)
+    assert 100 <= seen.overdue_age < 200
+    world.finish(held)
+    world.finish_job(first)
+    world.finish_job(second)
+    seen = world.database.read(gauges.look)
+    assert (seen.jobs, seen.steps, seen.overdue) == ({}, {}, 0), "what has ended costs nothing to count"
+
+
+def test_what_happens_is_told_once_with_how_long_it_took(world: World) -> None:
+    job_id = world.submit(plan("a", "distill<a"))
+    start = newest(world)
+    step_id = world.step(job_id, "a").id
+    world.pass_time(step_id, 50)
+    held = world.claim(job_id, "a")
+    started, running = happened(world, start)
+    assert (started.type, started.kind, started.queue, running.type, running.kind) == (
+        "step_started",
+        "experts",
+        "gpu",
+        "job_running",
+        "distill",
+    )
+    assert started.seconds is not None
+    assert 50 <= started.seconds < 100
+    world.pass_time(step_id, 200)
+    assert world.database.write(claims.reap) == 1
+    held = world.claim(job_id, "a")
+    again = happened(world, start)
+    assert [(one.type, one.code, one.expired) for one in again if one.code] == [("step_retried", "worker_lost", True)]
+    assert again[0].seconds is None, "nobody knows any more how long the first attempt had waited"
+    middle = newest(world)
+    world.finish(held)
+    distill = world.claim(job_id, "distill")
+    world.database.write(lambda s: claims.fail(s, distill.step_id, distill.attempt, "diverged", "grew", "lower it"))
+    told = [(one.type, one.kind, one.code, one.expired) for one in happened(world, middle) if one.type != "step_ready"]
+    assert told == [
+        ("step_succeeded", "experts", "", False),
+        ("step_started", "distill", "", False),
+        ("step_failed", "distill", "diverged", False),
+        ("job_failed", "distill", "", False),
+    ]
+    assert happened(world, middle)[0].seconds is not None
+    assert happened(world, newest(world)) == []
+
+
+def test_many_events_are_read_in_pieces(world: World) -> None:
+    start = newest(world)
+    with world.database.sessions.begin() as session:
+        at = session.scalars(select(Event.at)).first() or world.database.read(lambda s: gauges.now(s))
+        session.add_all([Event(type="note", data={"text": "x"}, at=at) for _ in range(gauges.MOST + 5)])
+    first = world.database.read(lambda s: gauges.since(s, start))
+    assert (len(first.happened), first.more) == (gauges.MOST, True)
+    second = world.database.read(lambda s: gauges.since(s, first.last))
+    assert (len(second.happened), second.more, second.last) == (5, False, newest(world))
