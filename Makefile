@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench load up clean
+.PHONY: help venv demo test check bench load up clean chaos
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,9 @@ test: venv ## run all tests, on real Redis, PostgreSQL and SQLite
 	@echo '#include <Python.h>' | $${CXX:-g++} -fsyntax-only -x c++ -I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" - 2>/dev/null \
 		|| { echo "the tests compile the CPU kernels: install g++ (or set CXX to another C++ compiler, such as clang++) and Python's headers"; exit 1; }
 	$(BIN)/python -m pytest $(TESTS)
+
+chaos: venv ## disturb real installations at random moments and see that nothing is lost: make chaos ROUNDS=200 SEED=7
+	@$(BIN)/python -W ignore -m tests.chaos --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),1)
 
 check: venv ## formatting, lint, types, and which part may import which
 	$(BIN)/ruff format --check .
