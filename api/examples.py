@@ -13,12 +13,14 @@ JOB: dict[str, Any] = {
     "spec": {"preset": "smoke", "dataset": "digits-train", "num_images": 20, "method": {"name": "mkdt"}},
     "labels": ["trial"],
     "priority": 0,
+    "owner": "ada",
     "parent_id": None,
     "created_at": "2026-11-20T22:58:17.231Z",
     "started_at": "2026-11-20T22:58:18.004Z",
     "finished_at": None,
     "progress": {"done": 6.24, "total": 9, "unit": "steps", "eta_seconds": 41.5},
     "queue": None,
+    "eta": {"low_seconds": 40.2, "high_seconds": 71.9, "runs": 12},
     "steps": [
         {
             **_STEP,
@@ -42,4 +44,5 @@ JOB: dict[str, Any] = {
     "results": {"summaries": {"teacher": {"knn_accuracy": 93.1}}},
     "error": None,
     "links": {"self": f"/jobs/{_ID}", "events": f"/jobs/{_ID}/events", "cancel": f"/jobs/{_ID}/cancel"},
+    "poll_after_seconds": 0.512,
 }

@@ -37,10 +37,25 @@ class Progress(Body):
 
 
 class Queue(Body):
-    """Where a job that waits for a worker stands: `ahead` steps come first, so its `position` is one more."""
+    """Where a job that waits for a worker stands: `ahead` steps are claimed first, so its `position` is one more.
+
+    Exact if nothing is posted, changed or ended meanwhile.
+    """
 
     position: int
     ahead: int
+
+
+class Eta(Body):
+    """How long a job will still take: from the 10th to the 90th percentile of past runs of steps like its own.
+
+    Of the same kind and settings, but for seeds, on inputs like theirs; runs: how many there were, of the step with the fewest. The
+    workers that are there now are taken to stay, what is ahead in the queue is in it, and what others post later is not.
+    """
+
+    low_seconds: float
+    high_seconds: float
+    runs: int
 
 
 class StepView(Body):
@@ -69,12 +84,14 @@ class JobView(Body):
     spec: dict[str, Any]
     labels: list[str]
     priority: int
-    parent_id: str | None = Field(description="the job that this one retries")
+    owner: str = Field(description="the name for which workers are divided fairly, as the client gave it; no identity")
+    parent_id: str | None = Field(description="the job that this one retries or clones")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     progress: Progress
     queue: Queue | None = Field(description="while nothing of the job runs; not in lists")
+    eta: Eta | None = Field(description="null if a step that is left has no past run to compare with, or no worker; and in lists")
     steps: list[StepView]
     results: dict[str, Any] = Field(
         description="`synthetic_set`, `report` or `observation`: an id; `summaries`: facts of each finished step by its name"

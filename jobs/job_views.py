@@ -11,11 +11,12 @@ from sqlalchemy.orm import Session
 from jobs.bodies import Error, EventView, JobView, Page, Progress, Queue, StepView
 from jobs.database import now
 from jobs.errors import NotFound
-from jobs.models import Event, Job, JobLabel, JobStep, Result, Step
+from jobs.eta import eta
+from jobs.models import LIVE_JOB, Event, Job, JobLabel, JobStep, Result, Step
 from jobs.pages import page
 from jobs.phases import phase
 from jobs.place import rank, steps_ahead
-from jobs.workers import other_engine
+from jobs.workers import crews, other_engine
 
 
 def job(session: Session, job_id: str) -> JobView:
@@ -33,6 +34,7 @@ def jobs(
     kind: str | None = None,
     state: str | None = None,
     label: str | None = None,
+    owner: str | None = None,
     limit: int = 50,
     cursor: str | None = None,
 ) -> Page[JobView]:
@@ -42,6 +44,8 @@ def jobs(
         query = query.where(Job.kind == kind)
     if state is not None:
         query = query.where(Job.state == state)
+    if owner is not None:
+        query = query.where(Job.owner == owner)
     if label is not None:
         query = query.join(JobLabel, JobLabel.job_id == Job.id).where(JobLabel.label == label)
     rows, after = page(session, query, Job.id, limit, cursor)
@@ -66,9 +70,10 @@ def _job_view(
     session: Session, row: Job, links: list[tuple[JobStep, Step]], labels: list[str], result: Result | None, at: datetime, with_queue: bool
 ) -> JobView:
     distinct = list({step.id: step for _, step in links}.values())
-    first = _next_waiting(distinct) if with_queue and row.state in ("queued", "running") else None
-    queue = _place(session, first) if first else None
-    engine = other_engine(session, first, at) if first else None
+    live = with_queue and row.state in LIVE_JOB
+    there = crews(session, at) if live else []
+    waits = _place(session, distinct) if live else None
+    queue, engine = (waits[1], other_engine(there, waits[0])) if waits else (None, None)
     made: dict[str, Any] = {result.kind: result.id} if result else {}
     return JobView(
         id=row.id,
@@ -78,29 +83,28 @@ def _job_view(
         spec=row.spec,
         labels=labels,
         priority=row.priority,
+        owner=row.owner,
         parent_id=row.parent_id,
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
         progress=_job_progress(row, links, at),
         queue=queue,
+        eta=eta(session, row.id, distinct, there, waits, at) if live else None,
         steps=[_step_view(link, step, at) for link, step in links],
         results={**made, "summaries": {link.name: step.summary for link, step in links if step.summary is not None}},
         error=_error(row),
     )
 
 
-def _next_waiting(steps: Sequence[Step]) -> Step | None:
-    """The first of the steps that waits for a worker; None if one runs."""
-    waiting = [step for step in steps if step.state == "ready" and step.ready_at is not None]
+def _place(session: Session, steps: Sequence[Step]) -> tuple[Step, Queue] | None:
+    """The step of a job that is claimed next, and its place; None if none waits, or one runs."""
+    waiting = sorted((step for step in steps if step.state == "ready" and step.ready_at is not None), key=rank, reverse=True)
     if not waiting or any(step.state == "running" for step in steps):
         return None
-    return min(waiting, key=rank)
-
-
-def _place(session: Session, first: Step) -> Queue:
-    ahead = steps_ahead(session, first)
-    return Queue(position=ahead + 1, ahead=ahead)
+    firsts = {(step.queue, step.engine, step.owner): step for step in waiting}  # mostly one
+    ahead, first = min(((steps_ahead(session, step), step) for step in firsts.values()), key=lambda one: one[0])
+    return first, Queue(position=ahead + 1, ahead=ahead)
 
 
 def _job_progress(row: Job, links: list[tuple[JobStep, Step]], at: datetime) -> Progress:

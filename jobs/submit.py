@@ -11,6 +11,7 @@ from ddcore.plan import Plan, engine_digest
 from ddcore.plan import Step as Planned
 from jobs import logs
 from jobs.database import lock_graph, now
+from jobs.durations import shapes
 from jobs.graph import end_cancelling, finish_jobs, jobs_of, move_jobs, write_event
 from jobs.ids import new_id
 from jobs.models import LIVE_STEP, Artifact, Doorbell, Job, JobLabel, JobStep, Step, StepInput
@@ -99,6 +100,7 @@ def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int = 0, 
         session.execute(update(Step).where(Step.id.in_(fates.lost)).values(lost_at=at).execution_options(synchronize_session=False))
     rows = {key: row for key in (planned.key for planned in plan) if (row := fates.row(key)) is not None}
     made: list[Step] = []
+    shaped = shapes(plan)
     for key in dict.fromkeys(planned.key for planned in plan):
         if (planned := fates.new.get(key)) is None:
             continue
@@ -113,6 +115,7 @@ def add_steps(session: Session, plan: Plan, fates: Fates, *, priority: int = 0, 
             waiting=waiting,
             priority=priority,
             owner=owner,
+            shape=shaped[key],
             engine=engine_digest(),
             max_attempts=max_attempts,
             created_at=at,

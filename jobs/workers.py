@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import String, cast, delete, func, select, update
+from sqlalchemy import String, case, cast, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from jobs.bodies import QueueView, WorkerView
@@ -108,8 +108,25 @@ def alive(session: Session, at: datetime) -> Sequence[Worker]:
     return session.scalars(select(Worker).where(Worker.alive_until >= at).order_by(Worker.name)).all()
 
 
-def other_engine(session: Session, step: Step, at: datetime) -> str | None:
+@dataclass(frozen=True)
+class Crew:
+    """Workers of one engine that listen on the same queues: how many can be counted on, and how many of them run nothing."""
+
+    engine: str
+    queues: tuple[str, ...]
+    workers: int
+    idle: int
+
+
+def crews(session: Session, at: datetime) -> list[Crew]:
+    """The workers that can be counted on, by what they may run: few rows, of however many workers."""
+    queues, busy = cast(Worker.queues, String), select(Step.worker).where(text("steps.state = 'running'"), Step.worker.is_not(None))
+    idle = func.sum(case((Worker.name.in_(busy), 0), else_=1))
+    query = select(Worker.engine, queues, func.count(), idle).where(Worker.alive_until >= at).group_by(Worker.engine, queues)
+    return [Crew(engine, tuple(json.loads(names)), workers, int(free)) for engine, names, workers, free in session.execute(query)]
+
+
+def other_engine(there: Sequence[Crew], step: Step) -> str | None:
     """The engine that a ready step waits for while all who listen on its queue run others; None if one may come, or nobody listens."""
-    there = select(Worker.engine, cast(Worker.queues, String)).where(Worker.alive_until >= at).distinct()  # few, of however many workers
-    engines = {engine for engine, queues in session.execute(there) if step.queue in json.loads(queues)}
+    engines = {crew.engine for crew in there if step.queue in crew.queues}
     return step.engine if engines and step.engine not in engines else None

@@ -1,0 +1,111 @@
+"""How long a job will still take, as a range, from what steps of the same shapes took before."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import fmean, pstdev
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.bodies import Eta, Queue
+from jobs.durations import Durations, low_and_high, past_runs
+from jobs.models import LIVE_STEP, JobStep, Step, StepInput
+from jobs.workers import Crew
+
+_SPREAD = 1.28  # deviations from the mean to the 10th and to the 90th percentile
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Seconds, from a low guess to a high one."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class _Hands:
+    """The workers that may run some steps of a job: most, if it had all to itself; least, with no more than it has now."""
+
+    most: int
+    least: int
+
+
+def eta(
+    session: Session, job_id: str, steps: Sequence[Step], crews: Sequence[Crew], waits: tuple[Step, Queue] | None, at: datetime
+) -> Eta | None:
+    """The time to the end of a live job, or None if a step of it has no past run to compare with, or nobody is there to run it.
+
+    steps: the job's, each once, in the order of its plan; waits: the next one, and its place, if nothing of the job runs. The longest
+    path through what is left, or all of it over the workers that are there, whichever is longer: for the low guess all of them, for the
+    high one those that run the job's steps now or are idle. Before it, what is ahead in the queue at the pace of its latest steps. What
+    is posted later is not in it. One statement, or two if steps wait for others.
+    """
+    left = [step for step in steps if step.state in LIVE_STEP]
+    parts = [[step for step in left if step.queue == queue] for queue in sorted({step.queue for step in left})]
+    if not all(_hands(part, crews).most for part in parts):
+        return None
+    past, pace = past_runs(session, {step.shape for step in left}, waits[0].queue if waits else None)
+    ranges = {step.id: found for step in left if (found := _left(step, past, at)) is not None}
+    wait = _wait(waits[0], waits[1], crews, pace) if waits else _Range(0.0, 0.0)
+    if not left or len(ranges) < len(left) or wait is None:
+        return None
+    path = _longest_path(session, job_id, left, ranges)
+    low, high = path.low, path.high
+    for part in (*parts, left):
+        hands = _hands(part, crews)
+        low = max(low, sum(ranges[step.id].low for step in part) / hands.most)
+        high = max(high, sum(ranges[step.id].high for step in part) / hands.least)
+    runs = min(len(past[step.shape]) for step in left)
+    return Eta(low_seconds=round(low + wait.low, 1), high_seconds=round(high + wait.high, 1), runs=runs)
+
+
+def _left(step: Step, past: Durations, at: datetime) -> _Range | None:
+    """The time to the end of a step, once it begins; None if that is not known."""
+    if not past.get(step.shape):
+        return None
+    if step.state != "running" or step.started_at is None:
+        return _Range(*low_and_high(past[step.shape]))
+    spent = (at - step.started_at).total_seconds()
+    longer = [seconds - spent for seconds in past[step.shape] if seconds > spent]
+    return _Range(*low_and_high(longer)) if longer else None  # it has outlasted all there is to compare with
+
+
+def _hands(steps: Sequence[Step], crews: Sequence[Crew]) -> _Hands:
+    queues, engines = {step.queue for step in steps}, {step.engine for step in steps}
+    fit = [crew for crew in crews if queues.intersection(crew.queues) and crew.engine in engines]
+    running = sum(step.state == "running" for step in steps)
+    most = max(sum(crew.workers for crew in fit), running)
+    return _Hands(most, max(1, min(most, running + sum(crew.idle for crew in fit))))
+
+
+def _wait(first: Step, place: Queue, crews: Sequence[Crew], pace: Sequence[float]) -> _Range | None:
+    """The time until a step that waits is claimed: as many steps must end as are ahead, less the workers that are idle."""
+    fit = [crew for crew in crews if first.queue in crew.queues and crew.engine == first.engine]
+    workers, ends = sum(crew.workers for crew in fit), place.ahead + 1 - sum(crew.idle for crew in fit)
+    if ends <= 0:
+        return _Range(0.0, 0.0)
+    if not pace or workers == 0:
+        return None
+    mean, spread = fmean(pace), _SPREAD * pstdev(pace)
+    # The first of them to end has begun already, nobody knows how long ago.
+    low = ((ends - 1) * mean - math.sqrt(ends - 1) * spread) / workers
+    return _Range(max(low, 0.0), (ends * mean + math.sqrt(ends) * spread) / workers)
+
+
+def _longest_path(session: Session, job_id: str, left: Sequence[Step], ranges: dict[str, _Range]) -> _Range:
+    """The time to the last end if there were workers for all."""
+    needs: dict[str, list[str]] = defaultdict(list)
+    if any(step.state == "blocked" for step in left):
+        edges = select(StepInput.step_id, StepInput.needs_id).join(JobStep, JobStep.step_id == StepInput.step_id)
+        for step_id, needed in session.execute(edges.where(JobStep.job_id == job_id)):
+            needs[step_id].append(needed)
+    ends: dict[str, _Range] = {}
+    for step in left:  # in the order of the plan: what a step needs comes before it
+        before = [ends[needed] for needed in needs[step.id] if needed in ends]
+        low, high = max((one.low for one in before), default=0.0), max((one.high for one in before), default=0.0)
+        ends[step.id] = _Range(low + ranges[step.id].low, high + ranges[step.id].high)
+    return _Range(max(one.low for one in ends.values()), max(one.high for one in ends.values()))
