@@ -1,5 +1,7 @@
 """From what `jobs.views` tells to what the API answers: the same, with links."""
 
+import time
+
 from fastapi import Request
 
 from api.links import address, job_links
@@ -7,15 +9,20 @@ from api.schemas import ArtifactBody, JobBody
 from api.service import Service
 from jobs import views
 from jobs.bodies import ArtifactView, JobView
+from jobs.graph import JOB_ENDS
 
 
-def with_links(request: Request, job: JobView) -> JobBody:
-    return JobBody(**job.model_dump(), links=job_links(request, job))
+def with_links(request: Request, job: JobView, poll_after_seconds: float | None = None) -> JobBody:
+    return JobBody.model_construct(**dict(job), links=job_links(request, job), poll_after_seconds=poll_after_seconds)
 
 
 def job_body(service: Service, request: Request, job_id: str) -> JobBody:
+    """The job as of now, and when to ask for it again."""
+    began = time.thread_time()
     with service.read() as session:
-        return with_links(request, views.job(session, job_id))
+        job = views.job(session, job_id)
+    again = None if job.state in JOB_ENDS else service.pace.again(time.thread_time() - began)
+    return with_links(request, job, again)
 
 
 def artifact_body(request: Request, artifact: ArtifactView) -> ArtifactBody:

@@ -16,6 +16,9 @@ class JobBody(JobView):
     links: dict[str, str] = Field(
         description="addresses: self, events, metrics, artifacts, plots; and cancel, retry, results when there are any"
     )
+    poll_after_seconds: float | None = Field(
+        description="ask for the job again no sooner: the more ask, the longer; null when it has ended, and in lists"
+    )
 
 
 class JobPage(BaseModel):

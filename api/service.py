@@ -12,6 +12,8 @@ from fastapi import Depends, FastAPI, Request
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from api.event_stream import Tail
+from api.pace import Pace
 from api.shutdown import set_on_shutdown
 from jobs import catalogue, database, migrate, quota
 from jobs.errors import StoreUnusable, WrongRevision
@@ -35,6 +37,8 @@ class Service:
     store: Store
     pollers: CapacityLimiter
     stopping: asyncio.Event
+    tail: Tail
+    pace: Pace
 
     def require_room(self, needed: int) -> None:
         """Raises `NoRoom` unless a file of so many bytes fits into the store."""
@@ -56,11 +60,17 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     try:
         await to_thread.run_sync(_check, engine)
         readers, sessions = database.readers(engine), database.sessions(engine)
-        service = Service(settings, engine, readers, sessions, store, CapacityLimiter(POLLERS), asyncio.Event())
+        pollers, stopping = CapacityLimiter(POLLERS), asyncio.Event()
+        service = Service(settings, engine, readers, sessions, store, pollers, stopping, Tail(readers, pollers), Pace())
         await to_thread.run_sync(service.write, catalogue.ensure_builtins)
         app.state.service = service
-        with set_on_shutdown(service.stopping):
-            yield
+        with set_on_shutdown(stopping):
+            tail = asyncio.create_task(service.tail.run(stopping))
+            try:
+                yield
+            finally:
+                stopping.set()
+                await tail
     finally:
         engine.dispose()
 

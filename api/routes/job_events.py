@@ -1,5 +1,7 @@
 """What happens in a job: events, as pages or as a stream, and the curves that its steps report."""
 
+import time
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
@@ -46,17 +48,26 @@ def list_events(
     first = _look(service, job_id, after)
     if first.ended and not first.events and last_event_id is not None:
         return Response(status_code=204)
-    events = stream(lambda since: _look(service, job_id, since), after, service.pollers, service.stopping)
+    look = partial(_look, service, job_id)
+    events = stream(look, after, first.about, service.tail, service.pollers, service.stopping)
     return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
 
 
 def _look(service: Service, job_id: str, after: int) -> Look:
-    # Job first: an event recorded after this look at the job's state is found by the next look, never lost behind the end.
+    began = time.thread_time()
+    # Job first: so an event that is not on a page with room for more was recorded after this look at the job's state.
     with service.read() as session:
         job = views.job(session, job_id)
         events = views.events(session, job_id, after=after, limit=PAGE)
     now = job.model_dump(mode="json", include={"id", "state", "phase", "progress", "queue", "error", "results"})
-    return Look([(e.id, e.type, e.model_dump(mode="json")) for e in events], now, job.state in ENDED)
+    return Look(
+        events=[(e.id, e.type, e.model_dump(mode="json")) for e in events],
+        now=now,
+        ended=job.state in ENDED,
+        more=len(events) == PAGE,
+        about=(job.id, *(step.id for step in job.steps)),
+        again=service.pace.again(time.thread_time() - began),
+    )
 
 
 @router.get("/metrics", summary="Curves that the steps report, thinned evenly")

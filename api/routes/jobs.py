@@ -31,14 +31,15 @@ def list_jobs(
     return JobPage(data=[with_links(request, job) for job in page.data], has_more=page.has_more, next_cursor=page.next_cursor)
 
 
-@router.get("/{job_id}", summary="One job: state, progress, place in the queue, steps, results")
-def get_job(service: Running, request: Request, job_id: Id) -> JobBody:
-    return job_body(service, request, job_id)
+@router.get("/{job_id}", response_model=JobBody, summary="One job: state, progress, place in the queue, steps, results")
+def get_job(service: Running, request: Request, job_id: Id) -> Response:
+    # Written here, and not by the framework, which would take as long for it as the database took to find the job.
+    return Response(job_body(service, request, job_id).model_dump_json(), media_type="application/json")
 
 
-@router.patch("/{job_id}", summary="Change a job's priority (from the next claim on) or its labels")
+@router.patch("/{job_id}", summary="Change a job's priority (from the next claim on) or its labels, or pin it")
 def change_job(service: Running, request: Request, job_id: Id, body: ChangeBody) -> JobBody:
-    service.write(lambda session: change.change(session, job_id, priority=body.priority, labels=body.labels))
+    service.write(lambda session: change.change(session, job_id, priority=body.priority, labels=body.labels, pinned=body.pinned))
     return job_body(service, request, job_id)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 from fastapi.testclient import TestClient
 
+from api.event_stream import KEEPALIVE_SECONDS
 from jobs.settings import Settings
 from tests.api.fakes import FakeWorker
 
@@ -80,6 +81,28 @@ def test_stream_follows_a_job_to_its_end(client: TestClient, worker: FakeWorker)
     assert "running" in [one["state"] for one in progress]
     assert told[-1]["event"] == "end"
     assert told[-1]["data"]["state"] == "succeeded"
+
+
+def test_an_event_is_told_at_once_however_many_watch(client: TestClient, worker: FakeWorker) -> None:
+    app: Any = client.app
+    app.state.service.pace.again(1000.0)  # as if thousands did: without news, a stream would look again after `KEEPALIVE_SECONDS`
+    job = client.post("/distill", json={"preset": "smoke"}).json()
+    seen: list[float] = []
+
+    def watch() -> None:
+        client.get(job["links"]["events"], headers=STREAM)
+        seen.append(time.monotonic())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not app.state.service.tail.listeners:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    worker.finish(job["id"])
+    ended = time.monotonic()
+    thread.join()
+    assert seen[0] - ended < KEEPALIVE_SECONDS / 2
 
 
 def test_curves_are_thinned_and_chosen(client: TestClient, worker: FakeWorker) -> None:
