@@ -64,7 +64,7 @@ class Step:
     params: dict[str, Any]
     inputs: dict[str, tuple[str, ...]]
     key: str
-    queue: str = "gpu"  # "gpu": wants the accelerator; "cpu": does not
+    queue: str = "gpu"  # "gpu": wants the accelerator; "cpu": does not; "io": mostly reads and writes
 
 
 @dataclass
@@ -92,7 +92,7 @@ def _dump(spec: Spec, *leave_out: str) -> dict[str, Any]:
 
 
 def add_dataset(plan: Plan, facts: DatasetFacts) -> str:
-    return plan.add(f"dataset-{facts.digest[:8]}", "dataset", {"source": facts.source}, queue="cpu")
+    return plan.add(f"dataset-{facts.digest[:8]}", "dataset", {"source": facts.source}, queue="io")
 
 
 def plan_dataset(facts: DatasetFacts) -> Plan:
@@ -199,7 +199,7 @@ def plan_distill(spec: DistillSpec, facts: DatasetFacts) -> Plan:
     plan = Plan()
     dataset, targets = _teacher_and_targets(plan, spec, facts)
     made = _set(plan, "distill", spec, facts, spec.method, spec.seed)
-    plan.add("export", "export", {}, {"set": [made]}, queue="cpu")
+    plan.add("export", "export", {}, {"set": [made]}, queue="io")
     shards = [s.name for s in plan if s.kind == "experts" and s.name.startswith("experts")]
     seen = {"dataset": [dataset], "teacher": ["teacher"], "targets": [targets], "experts": shards, "set": [made]}
     plan.add("figures", "figures", {"student": _dump(spec.student)}, seen, queue="cpu")

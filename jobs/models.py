@@ -23,7 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 JOB_STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
 STEP_STATES = ("blocked", "ready", "running", "succeeded", "failed", "cancelled")
-QUEUES = ("gpu", "cpu")
+QUEUES = ("gpu", "cpu", "io")
 LIVE_JOB = ("queued", "running")
 LIVE_STEP = ("blocked", "ready", "running")
 

@@ -111,7 +111,7 @@ class Stack:
         self._migrate(env)
         python = [sys.executable, "-m"]
         self._add("maintenance loop", [*python, "worker.maintenance"], env | ONE_THREAD)
-        worker = ["worker", "--queues", "gpu,cpu", "--concurrency", str(self.workers), "--name", f"local-{os.getpid()}"]
+        worker = ["worker", "--concurrency", str(self.workers), "--name", f"local-{os.getpid()}"]
         self._add("worker", [*python, *worker], ENGINE | env, grace=20)
         uvicorn = ["uvicorn", "api.app:create_app", "--factory", "--host", "127.0.0.1", "--port", str(self.port)]
         self._add("API", [*python, *uvicorn, "--timeout-graceful-shutdown", "2"], env | ONE_THREAD)

@@ -1,4 +1,4 @@
-"""`python -m worker [--queues gpu,cpu] [--concurrency 1]`: a Celery worker with the flags that it needs."""
+"""`python -m worker [--queues gpu,cpu,io] [--concurrency auto]`: a Celery worker with the flags that it needs."""
 
 import argparse
 import os
@@ -13,6 +13,7 @@ from jobs.errors import WrongRevision
 from jobs.migrate import check_revision
 from jobs.models import QUEUES
 from jobs.settings import get_settings
+from worker import gpus
 from worker.app import app
 
 # What a worker says to other workers is of no use here, and each costs Redis a broadcast; they have no settings, only flags.
@@ -21,16 +22,26 @@ _QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
-    parser.add_argument("--queues", default=",".join(QUEUES), help="which steps to run: gpu, cpu or both")
-    parser.add_argument("--concurrency", type=int, default=1, help="steps at a time; one for each GPU that is visible")
+    parser.add_argument("--queues", default=",".join(QUEUES), help="which steps to run, by what they want most")
+    parser.add_argument("--concurrency", default="auto", help="steps at a time; auto: one for each GPU that is visible, and one without")
     parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="what the worker is called, unique among workers")
     args = parser.parse_args()
     queues = [name.strip() for name in args.queues.split(",")]
     if unknown := set(queues) - set(QUEUES):
         parser.error(f"no queue is called {', '.join(sorted(unknown))}; there are: {', '.join(QUEUES)}")
+    children = _children(args.concurrency, queues, parser)
     _wait_for_database()
-    options = ["--pool", "prefork", "--concurrency", str(args.concurrency), "--queues", ",".join(queues), "--hostname", args.name]
+    options = ["--pool", "prefork", "--concurrency", str(children), "--queues", ",".join(queues), "--hostname", args.name]
     app.worker_main(["--quiet", "worker", *options, *_QUIET])
+
+
+def _children(said: str, queues: list[str], parser: argparse.ArgumentParser) -> int:
+    """How many pool children there are to be."""
+    if said == "auto":
+        return max(1, len(gpus.visible())) if "gpu" in queues and get_settings().device in gpus.PINNED else 1
+    if not said.isascii() or not said.isdigit() or int(said) < 1:
+        parser.error(f"--concurrency is auto or a number from 1, not {said!r}")
+    return int(said)
 
 
 def _wait_for_database() -> None:

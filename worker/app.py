@@ -11,6 +11,7 @@ import socket
 from importlib.metadata import version
 from typing import Any
 
+from billiard import current_process
 from celery import Celery
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown, worker_shutting_down
@@ -22,6 +23,7 @@ from jobs.database import connect, sessions
 from jobs.models import QUEUES
 from jobs.settings import get_settings
 from jobs.workers import Presence
+from worker import gpus
 from worker.launcher import Launcher
 from worker.presence import Announcer
 from worker.supervise import Supervisor
@@ -72,6 +74,7 @@ app = make_app(get_settings().redis_url)
 _supervisor: Supervisor | None = None  # of this pool child; made after the fork
 _announcer: Announcer | None = None  # of this pool child
 _main: Any = None  # the WorkController, in the main process
+_gpus: list[str] = []  # from the main process, to each of its children
 
 
 @app.task(name=TASK, bind=True)
@@ -100,21 +103,24 @@ def _set_up_logging(**_: object) -> None:
 
 @worker_init.connect
 def _begin_main(sender: Any, **_: object) -> None:
-    """In the main process, whose children a shutdown must reach."""
-    global _main
+    """In the main process, whose children a shutdown must reach, and which deals the GPUs out among them."""
+    global _main, _gpus
     _main = sender
+    _gpus = gpus.visible() if get_settings().device in gpus.PINNED else []
 
 
 @worker_process_init.connect
 def _begin_child(sender: str = "", **_: object) -> None:
     """In each pool child: connections of its own, and a template that loads torch while the child waits for work."""
     global _supervisor, _announcer
+    queues = tuple(name for name in QUEUES if name in app.amqp.queues.consume_from)
+    gpu = gpus.pin(_gpus, current_process().index, wanted="gpu" in queues)
     settings, name = get_settings(), f"{sender.removeprefix('celery@')}/{os.getpid()}"
     factory = sessions(connect(settings))
     _supervisor = Supervisor(settings, factory, Launcher(name), name)
     signal.signal(_DRAIN, _drain)
     _supervisor.launcher.warm()
-    queues = tuple(name for name in QUEUES if name in app.amqp.queues.consume_from)
+    log.info("pool child begins", extra={"worker": name, "gpu": gpu})
     own = Presence(name, socket.gethostname(), os.getpid(), queues, engine_digest(), version("potstill"))
     _announcer = Announcer(settings, factory, own)
     _announcer.start()

@@ -277,3 +277,16 @@ def test_observations_that_make_no_sense_are_refused_before_any_work():
         plan_observe(observation(experts=1).model_copy(update={"student": StudentSpec(depth=4)}), DIGITS)
     (problem,) = check_observe(observation(), TINY)
     assert problem.loc == ("dataset",)
+
+
+def test_each_kind_of_step_has_its_queue():
+    """What reads and writes does not hold a place that computes, and what computes little leaves the accelerators alone."""
+    facts = {"digits-train": DIGITS, "digits-test": DIGITS}
+    evaluation = EvaluateSpec(synthetic_set="s", downstream=[{"train": "digits-train", "test": "digits-test"}], seeds=2)
+    steps = [*plan_evaluate(evaluation, spec_of(), DIGITS, facts), *plan_distill(spec_of(), DIGITS), *plan_observe(ObserveSpec(), DIGITS)]
+    queues = {}
+    for step in steps:
+        queues.setdefault(step.queue, set()).add(step.kind)
+    assert queues["io"] == {"dataset", "export"}
+    assert queues["gpu"] == {"teacher", "targets", "experts", "distill", "tune", "evaluate"}
+    assert queues["cpu"] == {"distill", "figures", "report", "observe"}  # a set of chosen images needs no accelerator

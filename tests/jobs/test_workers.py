@@ -60,18 +60,19 @@ def test_a_silent_worker_is_lost_and_after_a_day_forgotten(world: World) -> None
 def test_queues_tell_what_waits_and_who_listens(world: World) -> None:
     empty = world.database.read(queues)
     assert [(one.name, one.ready, one.running, one.oldest_seconds, one.workers) for one in empty] == [
-        (name, 0, 0, None, []) for name in ("gpu", "cpu")
+        (name, 0, 0, None, []) for name in ("gpu", "cpu", "io")
     ]
     come(world, ONE)
     come(world, replace(ONE, name="two/8", queues=("cpu",)))
     job_id = world.submit(plan("a", "b", "c", "distill<a,b,c"))
     world.claim(job_id, "a")
     world.pass_time(world.step(job_id, "b").id, 100)
-    gpu, cpu = world.database.read(queues)
+    gpu, cpu, io = world.database.read(queues)
     assert (gpu.ready, gpu.running, gpu.workers, gpu.other_engines) == (2, 1, ["one/7"], [])
     assert gpu.oldest_seconds is not None
     assert 100 <= gpu.oldest_seconds < 130
     assert (cpu.ready, cpu.running, cpu.oldest_seconds, cpu.workers) == (0, 0, None, ["one/7", "two/8"])
+    assert io.workers == []
 
 
 def test_a_step_of_another_engine_is_left_alone_and_its_job_says_so(world: World) -> None:

@@ -56,8 +56,8 @@ def test_a_doorbell_is_sent_once_to_the_queue_of_its_step(loop: Maintenance, set
     post(settings, engine, num_images=4, method={"name": "random"})
     assert (loop.relay(), loop.relay(), doorbells(engine)) == (1, 0, 0)
     client = redis.from_url(redis_url)
-    assert (client.llen("cpu"), client.llen("gpu")) == (1, 0)
-    assert b"step_" in client.lindex("cpu", 0)
+    assert (client.llen("io"), client.llen("gpu"), client.llen("cpu")) == (1, 0, 0)
+    assert b"step_" in client.lindex("io", 0)
 
 
 def test_a_broker_that_is_away_keeps_the_doorbell(settings: Settings, engine: Engine) -> None:
@@ -72,15 +72,15 @@ def test_a_broker_that_is_away_keeps_the_doorbell(settings: Settings, engine: En
 def test_a_flushed_broker_is_seen_and_rung_again(loop: Maintenance, settings: Settings, engine: Engine, redis_url: str) -> None:
     post(settings, engine, num_images=4, method={"name": "random"})
     loop.relay()
-    assert loop._empty_queues() == ["gpu"]
+    assert loop._empty_queues() == ["gpu", "cpu"]
     client = redis.from_url(redis_url)
     for _ in range(3):
         client.flushall()
-        assert loop._empty_queues() == ["gpu", "cpu"]
+        assert loop._empty_queues() == ["gpu", "cpu", "io"]
         time.sleep(0.01)
         assert loop.ring_again() == 1
         loop.relay()
-        assert client.llen("cpu") == 1
+        assert client.llen("io") == 1
 
 
 def test_what_was_ready_when_the_service_stopped_is_rung_at_once(

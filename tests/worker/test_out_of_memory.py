@@ -48,7 +48,7 @@ def here(sqlite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def next_attempt(settings: Settings, engine: Engine) -> tuple[str, Exit] | None:
     """Run the step whose turn it is, as a worker would: its kind, and how that ended."""
     factory = sessions(engine)
-    for queue in ("cpu", "gpu"):
+    for queue in ("io", "cpu", "gpu"):
         claim = transact(factory, lambda s, queue=queue: claims.take(s, queue, "me", engine_digest()))  # type: ignore[misc]
         if claim is not None:
             return claim.kind, _Runner(settings, factory, claim.step_id, claim.attempt).run()

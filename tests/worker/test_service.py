@@ -84,7 +84,7 @@ def test_a_worker_is_listed_with_its_device_and_its_version(service: Service) ->
 
     (one,) = until(lambda: [worker for worker in listed() if worker.device], 20)
     (child,) = children(service.processes["one"].pid)
-    assert (one.name, one.pid, one.host, one.queues) == (f"one/{child}", child, socket.gethostname(), ["gpu", "cpu"])
+    assert (one.name, one.pid, one.host, one.queues) == (f"one/{child}", child, socket.gethostname(), ["gpu", "cpu", "io"])
     assert (one.state, one.engine, one.version) == ("idle", engine_digest(), version("potstill"))
     assert one.memory is not None
     assert one.memory > 2**28
@@ -103,10 +103,10 @@ def test_a_small_job_runs_to_its_end(service: Service) -> None:
 def test_doubled_and_late_doorbells_run_nothing_twice(service: Service) -> None:
     done, app = service.upload(2), make_app(service.settings.redis_url)
     for _ in range(5):
-        app.send_task(TASK, args=[done], queue="cpu")
+        app.send_task(TASK, args=[done], queue="io")
     service.wait(done, "succeeded")
     app.send_task(TASK, args=[done], queue="gpu")
-    app.send_task(TASK, args=["step_unknown"], queue="cpu")
+    app.send_task(TASK, args=["step_unknown"], queue="io")
     service.wait(service.upload(3), "succeeded")  # what was sent before it has been read
     assert (service.step(done).attempt, service.step(done).state) == (1, "succeeded")
 
@@ -136,7 +136,7 @@ def test_losing_all_of_redis_loses_no_step(service: Service, redis_server: Redis
     job_id, _ = long_teacher(service, seed=6)  # the worker is busy, so the next doorbell waits
     client = redis.from_url(service.settings.redis_url)
     waiting = service.upload(6)
-    until(lambda: client.llen("cpu"), 10)
+    until(lambda: client.llen("io"), 10)
     client.flushall()
     redis_server.restart()
     later = service.upload(7)

@@ -1,5 +1,6 @@
 import math
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jobs.models import Event, Step
 from jobs.settings import Settings
 from jobs.store import open_store
 from tests.worker.service import archive, post
+from worker import supervise
 from worker.exits import Exit
 from worker.launcher import Launcher
 from worker.supervise import Supervisor
@@ -71,7 +73,7 @@ def row(engine: Engine, step_id: str) -> Step:
 
 def test_a_step_that_is_not_ready_is_left_alone(settings: Settings, engine: Engine, step_id: str) -> None:
     transact(sessions(engine), lambda s: claims.claim(s, step_id, "another"))
-    assert supervisor(settings, engine, Puppet()).run("cpu") == "ignored"
+    assert supervisor(settings, engine, Puppet()).run("io") == "ignored"
     assert supervisor(settings, engine, Puppet()).run("gpu") == "ignored"
     assert (row(engine, step_id).worker, row(engine, step_id).attempt) == ("another", 1)
 
@@ -87,7 +89,7 @@ def test_a_step_that_is_not_ready_is_left_alone(settings: Settings, engine: Engi
 def test_a_crash_counts_and_the_step_is_ready_again(
     settings: Settings, engine: Engine, step_id: str, code: int, words: str, error: str, detail: str
 ) -> None:
-    assert supervisor(settings, engine, Puppet(code, words=words)).run("cpu") == "crashed"
+    assert supervisor(settings, engine, Puppet(code, words=words)).run("io") == "crashed"
     step = row(engine, step_id)
     assert (step.state, step.failures, step.attempt, step.error_code) == ("ready", 1, 1, error)
     assert step.error_detail == detail
@@ -97,23 +99,38 @@ def test_a_crash_counts_and_the_step_is_ready_again(
     assert ("events" in str(step.error_hint)) == bool(words)
 
 
-def test_a_template_that_could_not_start_is_named(settings: Settings, engine: Engine, step_id: str) -> None:
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_template_that_could_not_start_is_named_and_leaves_the_step_to_others(
+    settings: Settings, engine: Engine, step_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "_UNFIT", 0.4)
+    monkeypatch.setattr(supervise, "_LONGEST_UNFIT", 0.6)
     puppet = Puppet(3)
     puppet.before_end = lambda step, attempt: setattr(puppet, "pid", None)
-    assert supervisor(settings, engine, puppet).run("cpu") == "crashed"
+    broken = supervisor(settings, engine, puppet)
+    waits = []
+    for _ in range(2):
+        began = time.monotonic()
+        assert broken.run("io") == "crashed"
+        waits.append(time.monotonic() - began)
+    assert waits[0] >= 0.4
+    assert waits[1] >= 0.6
     step = row(engine, step_id)
     assert (step.error_code, step.error_detail) == ("internal", "the process that runs steps could not start: it ended with code 3")
+    puppet.before_end = lambda step, attempt: None
+    broken.run("io")
+    assert broken._unfit == 0
 
 
 def test_the_last_crash_allowed_fails_the_step(settings: Settings, engine: Engine, step_id: str) -> None:
     for _ in range(settings.max_attempts):
-        supervisor(settings, engine, Puppet(-signal.SIGKILL)).run("cpu")
+        supervisor(settings, engine, Puppet(-signal.SIGKILL)).run("io")
     assert (row(engine, step_id).state, row(engine, step_id).failures) == ("failed", 3)
 
 
 def test_a_silent_runner_is_killed_and_counted(settings: Settings, engine: Engine, step_id: str) -> None:
     puppet = Puppet(looks=math.inf, quiet=1000.0)
-    assert supervisor(settings, engine, puppet).run("cpu") == "crashed"
+    assert supervisor(settings, engine, puppet).run("io") == "crashed"
     assert puppet.signals == [signal.SIGKILL]
     assert "no sign of life for 600 s" in str(row(engine, step_id).error_detail)
 
@@ -130,7 +147,7 @@ def test_a_cancelled_step_is_asked_to_stop_and_then_killed(settings: Settings, e
         transact(sessions(engine), lambda s: cancel.cancel(s, job_id))
 
     puppet.start = start  # type: ignore[method-assign]
-    assert supervisor(settings, engine, puppet).run("cpu") == "handed back"
+    assert supervisor(settings, engine, puppet).run("io") == "handed back"
     assert puppet.signals == [signal.SIGTERM] if obedient else [signal.SIGTERM, signal.SIGKILL]
     assert (row(engine, step_id).state, row(engine, step_id).failures) == ("cancelled", 0)
 
@@ -138,7 +155,7 @@ def test_a_cancelled_step_is_asked_to_stop_and_then_killed(settings: Settings, e
 def test_draining_hands_the_step_back_uncounted(settings: Settings, engine: Engine, step_id: str) -> None:
     one = supervisor(settings, engine, Puppet(looks=math.inf, ends_on={signal.SIGTERM: Exit.STOPPED}))
     one.draining = True
-    assert one.run("cpu") == "handed back"
+    assert one.run("io") == "handed back"
     assert (row(engine, step_id).state, row(engine, step_id).failures) == ("ready", 0)
 
 
@@ -150,7 +167,7 @@ def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(settings: Settings
     puppet = Puppet(looks=math.inf, ends_on={signal.SIGTERM: Exit.STOPPED})
     begun = puppet.start
     puppet.start = lambda step, attempt: (begun(step, attempt), take_over(step, attempt))  # type: ignore[assignment,return-value]
-    assert supervisor(settings, engine, puppet).run("cpu") == "lost"
+    assert supervisor(settings, engine, puppet).run("io") == "lost"
     assert puppet.signals == [signal.SIGTERM]
     assert (row(engine, step_id).state, row(engine, step_id).worker, row(engine, step_id).attempt) == ("running", "another", 2)
 
@@ -160,7 +177,7 @@ def test_what_the_runner_recorded_stands(settings: Settings, engine: Engine, ste
     puppet.before_end = lambda step, attempt: transact(
         sessions(engine), lambda s: claims.fail(s, step, attempt, "bad_dataset", "not an image", "try another")
     )
-    assert supervisor(settings, engine, puppet).run("cpu") == "failed"
+    assert supervisor(settings, engine, puppet).run("io") == "failed"
     step = row(engine, step_id)
     assert (step.state, step.error_code, step.error_detail) == ("failed", "bad_dataset", "not an image")
     with sessions(engine)() as session:
