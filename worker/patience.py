@@ -1,4 +1,4 @@
-"""Work that outlasts a database, or an artifact store, that is away for a while."""
+"""Work that outlasts a database that is away for a while, or an artifact store that is away or full."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, Time
 from sqlalchemy.orm import Session, sessionmaker
 
 from jobs.database import transact
-from jobs.errors import StoreAway
+from jobs.errors import StoreAway, StoreFull
 
 AWAY = (OperationalError, InterfaceError, InternalError, TimeoutError)  # what SQLAlchemy raises when the database cannot be reached
 
@@ -37,7 +37,7 @@ def patiently(sessions: sessionmaker[Session], work: Callable[[Session], T], wai
 
 
 def with_store(work: Callable[[], T], wait: Callable[[float], bool]) -> T:
-    """Do `work`, again while the artifact store is away, for up to ten minutes in all; so an outage costs no attempt.
+    """Do `work`, again while the artifact store is away or full, for up to ten minutes in all; so an outage costs no attempt.
 
     wait(seconds) pauses and says whether to give up. Then, and at the end, the store's own error is raised.
     """
@@ -45,7 +45,7 @@ def with_store(work: Callable[[], T], wait: Callable[[float], bool]) -> T:
     while True:
         try:
             return work()
-        except StoreAway as error:
+        except (StoreAway, StoreFull) as error:
             log.warning("%s", error.detail)
             if time.monotonic() > until or wait(pause):
                 raise

@@ -90,7 +90,7 @@ class _Runner:
         except AWAY:
             return Exit.STOPPED  # asked to stop while the database was away
         except Exception as error:
-            if isinstance(error, StoreAway) and self.stop.is_set():
+            if isinstance(error, StoreAway | StoreFull) and self.stop.is_set():
                 return Exit.LOST if self.lost.is_set() else Exit.STOPPED
             log.warning("step fails", exc_info=error, extra=self.ids)
             return self._fail(error)
@@ -152,7 +152,7 @@ class _Runner:
         claims.succeed(session, self.step_id, self.attempt, artifacts, summary)
 
     def _require_room(self, needed: int) -> None:
-        self._commit(lambda s: quota.require(s, self.store, needed))
+        self._stored(self._commit, lambda s: quota.require(s, self.store, needed))
 
     def _resources(self, work: claims.Work, cache: InputCache) -> Resources:
         archive = work.params.get("source", {}).get("archive")

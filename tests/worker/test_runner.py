@@ -15,7 +15,7 @@ from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
 from jobs import catalogue, claims, workers
 from jobs.database import sessions, transact
-from jobs.errors import StoreAway
+from jobs.errors import StoreAway, StoreFull
 from jobs.models import Artifact, Event, Metric, Step
 from jobs.settings import Settings
 from jobs.store import FolderStore, open_store
@@ -142,13 +142,15 @@ def test_a_database_that_is_away_at_the_end_delays_the_success(
     assert (code, step.state, len(tries)) == (Exit.DONE, "succeeded", 3)
 
 
+@pytest.mark.parametrize("error", [StoreAway("connection refused"), StoreFull(7)])
 @pytest.mark.parametrize(
     ("longest", "stop", "code", "state", "failures"),
     [(600.0, False, Exit.DONE, "succeeded", 0), (0.0, False, Exit.FAILED, "ready", 1), (600.0, True, Exit.STOPPED, "running", 0)],
 )
-def test_a_store_that_is_away_at_the_end_is_waited_for(
+def test_a_store_that_is_away_or_full_at_the_end_is_waited_for(
     attempt: Callable[[Action], tuple[Exit, Step, _Runner]],
     monkeypatch: pytest.MonkeyPatch,
+    error: StoreAway | StoreFull,
     longest: float,
     stop: bool,
     code: Exit,
@@ -160,7 +162,7 @@ def test_a_store_that_is_away_at_the_end_is_waited_for(
     def put(store: FolderStore, source: Path, **named: Any) -> Any:
         tries.append(1)
         if len(tries) < 3:
-            raise StoreAway("connection refused")
+            raise error
         return real(store, source, **named)
 
     monkeypatch.setattr(FolderStore, "put", put)
@@ -169,15 +171,16 @@ def test_a_store_that_is_away_at_the_end_is_waited_for(
     found, step, _ = attempt(lambda reporter, out, work: (out / "step.json").write_text("{}"))
     assert (found, step.state, step.failures) == (code, state, failures)
     assert step.error_code == ("internal" if failures else None)
-    assert "connection refused" in (step.error_detail or "connection refused")
+    assert error.detail in (step.error_detail or error.detail)
 
 
-@pytest.mark.parametrize(("free", "ran"), [([-1], []), ([10**9, 3], ["ran"])])
+@pytest.mark.parametrize(("free", "ran"), [([-1, -1], []), ([10**9, 3, 3], ["ran"])])
 def test_a_step_that_would_fill_the_disk_is_told_before_it_writes(
     attempt: Callable[[Action], tuple[Exit, Step, _Runner]], monkeypatch: pytest.MonkeyPatch, free: list[int], ran: list[str]
 ) -> None:
     left = iter(free)
     monkeypatch.setattr(FolderStore, "free", lambda store: next(left))
+    monkeypatch.setattr(patience, "_STORE_AWAY", 0.1)
     did = []
 
     def act(reporter: Reporter, out: Path, work: Path) -> None:
