@@ -25,10 +25,21 @@ T = TypeVar("T")
 GRAPH_LOCK = 7_221_806_542_017
 BUSY_SECONDS = 30  # a writer waits so long for another one
 REPEATS = 5
+# libpq's, in seconds but for the last: a server that vanished without a word, or a network that swallows all, is an error, not a silence.
+_WATCHFUL = {
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
 
 
 def connect(settings: Settings) -> Engine:
-    """An engine on the settings' database. Make it in the process that uses it: connections do not survive a fork."""
+    """An engine on the settings' database. Make it in the process that uses it: connections do not survive a fork.
+
+    What the URL says of timeouts and keepalives holds before our own.
+    """
     url = make_url(settings.database_url)
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
@@ -37,7 +48,8 @@ def connect(settings: Settings) -> Engine:
         event.listen(engine, "connect", _open_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=settings.database_pool, max_overflow=0)
+    url = url.set(drivername="postgresql+psycopg").update_query_dict(_WATCHFUL | url.query)
+    engine = create_engine(url, pool_pre_ping=True, pool_size=settings.database_pool, max_overflow=0)
     event.listen(engine, "connect", _open_postgresql)
     return engine
 

@@ -1,14 +1,17 @@
 """Transactions are repeated where that helps, and a frozen process does not hold up the others."""
 
+import socket
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from jobs.database import REPEATS, lock_graph, now
+from jobs import database as module
+from jobs.database import REPEATS, connect, lock_graph, now
 from jobs.ids import new_id
 from jobs.models import Dataset, Step
 from jobs.settings import Settings
@@ -102,3 +105,15 @@ def test_settings_are_read_from_the_environment_and_make_sense(monkeypatch: pyte
     assert (settings.database_url, str(settings.store)) == ("sqlite:////data/potstill/potstill.db", "/data/potstill/blobs")
     with pytest.raises(ValueError, match=r"heartbeat_seconds \(40\) must be at most half of lease_seconds \(60\)"):
         Settings(heartbeat_seconds=40)
+
+
+def test_a_database_that_says_nothing_is_an_error_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module._WATCHFUL, "connect_timeout", "2")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"postgresql://anyone@127.0.0.1:{mute.getsockname()[1]}/any"
+        silent = connect(Settings(home=tmp_path, database_url=url))
+        with pytest.raises(OperationalError, match="timeout"):
+            silent.connect()
+    patient = connect(Settings(home=tmp_path, database_url=f"{url}?connect_timeout=33"))
+    assert patient.url.query["connect_timeout"] == "33"
+    assert patient.url.query["tcp_user_timeout"] == "20000"
