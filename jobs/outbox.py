@@ -65,6 +65,19 @@ def ring_again(session: Session, *, after: float = 30.0, empty: Collection[str] 
     return len(due[:limit])
 
 
+def ring_for(session: Session, engine: str, queues: Collection[str], limit: int = 1000) -> int:
+    """Add doorbells for the steps of an engine that are ready on some queues, as if none had been rung yet; returns how many."""
+    lock_graph(session)
+    silent = ~select(Doorbell.id).where(Doorbell.step_id == Step.id).exists()
+    query = select(Step.id).where(Step.state == "ready", Step.engine == engine, Step.queue.in_(queues), silent)
+    due = session.scalars(query.order_by(Step.priority.desc(), Step.ready_at, Step.id).limit(limit)).all()
+    fresh = update(Step).where(Step.id.in_(due)).values(rings=0)
+    session.execute(fresh.execution_options(synchronize_session=False))
+    at = now(session)
+    session.add_all([Doorbell(step_id=step_id, created_at=at) for step_id in due])
+    return len(due)
+
+
 def _due(rung_at: datetime | None, rings: int, at: datetime, after: float) -> bool:
     doublings = min(max(rings - 1, 0), LONGEST_DOUBLING)
     return rung_at is None or rung_at < at - timedelta(seconds=after * 2**doublings)

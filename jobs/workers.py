@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from jobs.bodies import QueueView, WorkerView
 from jobs.database import now
 from jobs.models import QUEUES, Step, Worker
+from jobs.outbox import ring_for
 
 FORGET_SECONDS = 24 * 3600.0  # a worker that was not heard of for so long is no longer listed
 
@@ -29,12 +30,17 @@ class Presence:
 
 
 def report(session: Session, worker: Presence, *, alive_seconds: float) -> None:
-    """Say that a worker is there, and may be counted on for `alive_seconds`."""
+    """Say that a worker is there, and may be counted on for `alive_seconds`.
+
+    The first of its engine on a queue has the steps that wait there rung again: workers of other engines may have used up their doorbells.
+    """
     at = now(session)
     seen = {"last_seen": at, "alive_until": at + timedelta(seconds=alive_seconds)}
     known = update(Worker).where(Worker.name == worker.name).values(**seen).returning(Worker.name)
     if session.scalar(known.execution_options(synchronize_session=False)) is None:
         own = {"host": worker.host, "pid": worker.pid, "queues": list(worker.queues), "engine": worker.engine, "version": worker.version}
+        if fresh := [name for name in worker.queues if worker.engine not in _listening(session, name, at)]:
+            ring_for(session, worker.engine, fresh)
         session.add(Worker(name=worker.name, started_at=at, **own, **seen))
 
 
@@ -106,6 +112,20 @@ def queues(session: Session) -> list[QueueView]:
 def alive(session: Session, at: datetime) -> Sequence[Worker]:
     """The workers that can be counted on, by name."""
     return session.scalars(select(Worker).where(Worker.alive_until >= at).order_by(Worker.name)).all()
+
+
+def waits_for_another(session: Session, queue: str, engine: str) -> str | None:
+    """A step that is ready on a queue, and that others listen for who are not of `engine`; None if there is none."""
+    others = _listening(session, queue, now(session)) - {engine}
+    if not others:
+        return None
+    return session.scalar(select(Step.id).where(Step.state == "ready", Step.queue == queue, Step.engine.in_(others)).limit(1))
+
+
+def _listening(session: Session, queue: str, at: datetime) -> set[str]:
+    """The engines of the workers that listen on a queue."""
+    there = session.execute(select(Worker.engine, cast(Worker.queues, String)).where(Worker.alive_until >= at).distinct())
+    return {engine for engine, queues in there if queue in json.loads(queues)}
 
 
 @dataclass(frozen=True)

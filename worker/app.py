@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +17,7 @@ from celery import Celery
 from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown, worker_shutting_down
 from kombu.entity import Queue
+from kombu.exceptions import OperationalError as BrokerError
 
 from ddcore.plan import engine_digest
 from jobs import logs
@@ -30,6 +32,7 @@ from worker.supervise import Supervisor
 
 TASK = "potstill.run_step"
 _DRAIN = signal.SIGUSR2  # from the main process to its children; Celery and billiard use USR1 and TERM themselves
+_SHORTEST_REST, _LONGEST_REST = 0.5, 8.0  # seconds
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +77,7 @@ app = make_app(get_settings().redis_url)
 _supervisor: Supervisor | None = None  # of this pool child; made after the fork
 _announcer: Announcer | None = None  # of this pool child
 _main: Any = None  # the WorkController, in the main process
+_rest = _SHORTEST_REST  # of this pool child
 _gpus: list[str] = []  # from the main process, to each of its children
 
 
@@ -89,10 +93,31 @@ def run_step(self: Any, step_id: str) -> None:
         raise Reject("the worker is shutting down", requeue=True)
     # While a step runs TERM means drain as well: a cold shutdown, or a service manager that signals every process.
     before = signal.signal(signal.SIGTERM, _drain)
+    queue = self.request.delivery_info["routing_key"]
     try:
-        _supervisor.run(self.request.delivery_info["routing_key"])
+        ended = _supervisor.run(queue)
+        _pass_on(_supervisor, queue, found=ended != "ignored")
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _pass_on(supervisor: Supervisor, queue: str, *, found: bool) -> None:
+    """If the doorbell was for workers of another engine, who are there, ring for them, and let them hear it: rest for a while.
+
+    The longer, the more often that happens in a row: while they are busy, the doorbell would go round and round.
+    """
+    global _rest
+    other = None if found else supervisor.waits_for_another(queue)
+    if other is None:
+        _rest = _SHORTEST_REST
+        return
+    try:
+        app.send_task(TASK, args=[other], queue=queue)
+    except (BrokerError, OSError) as error:
+        log.info("could not pass a doorbell on; it will be rung again: %s", error)
+    until, _rest = time.monotonic() + _rest, min(2 * _rest, _LONGEST_REST)
+    while time.monotonic() < until and not supervisor.draining:
+        time.sleep(0.05)
 
 
 @setup_logging.connect

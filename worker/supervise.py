@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from sqlalchemy.orm import Session, sessionmaker
 
 from ddcore.plan import engine_digest
-from jobs import claims
+from jobs import claims, workers
 from jobs.database import transact
 from jobs.errors import LeaseLost
 from jobs.settings import Settings
@@ -90,6 +90,13 @@ class Supervisor:
         until = time.monotonic() + min(_UNFIT * 2 ** (self._unfit - 1), _LONGEST_UNFIT)
         while self._unfit and time.monotonic() < until and not self.draining and os.getppid() == self._parent:
             time.sleep(_TICK)
+
+    def waits_for_another(self, queue: str) -> str | None:
+        """A step that is ready on a queue for workers of another engine, if such are there; None too if the database is away."""
+        try:
+            return transact(self.sessions, lambda s: workers.waits_for_another(s, queue, engine_digest()))
+        except AWAY:
+            return None
 
     def _look(self, watch: _Watch) -> None:
         """Do what is due: renew the lease, ask the runner to stop, or kill it."""
