@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
 from api import problems
+from api.measures import watching
 from api.middleware import Envelope
 from api.query import only_known_parameters
 from api.routes import (
@@ -117,7 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(app, chosen):
+        async with running(app, chosen), watching(app, chosen, registry):
             yield
 
     app = Potstill(

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
+from jobs.errors import ReadOnly
 from jobs.settings import Settings
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ T = TypeVar("T")
 GRAPH_LOCK = 7_221_806_542_017
 BUSY_SECONDS = 30  # a writer waits so long for another one
 REPEATS = 5
+_IMPATIENT = {"connect_timeout": "3", "keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3"}  # libpq's, in seconds
 # libpq's, in seconds but for the last: a server that vanished without a word, or a network that swallows all, is an error, not a silence.
 _WATCHFUL = {
     "connect_timeout": "10",
@@ -52,6 +54,14 @@ def connect(settings: Settings) -> Engine:
     engine = create_engine(url, pool_pre_ping=True, pool_size=settings.database_pool, max_overflow=0)
     event.listen(engine, "connect", _open_postgresql)
     return engine
+
+
+def connect_to_watch(settings: Settings) -> Engine:
+    """An engine of few connections for who only looks, and is to be told soon if the server is gone."""
+    url = make_url(settings.database_url)
+    if url.get_backend_name() != "sqlite":
+        url = url.update_query_dict(_IMPATIENT)
+    return connect(settings.model_copy(update={"database_url": url.render_as_string(hide_password=False), "database_pool": 2}))
 
 
 def _open_sqlite(connection: Any, _record: Any) -> None:
@@ -122,6 +132,15 @@ def _lost_a_race(error: DBAPIError) -> bool:
     if isinstance(error.orig, psycopg.Error):
         return error.orig.sqlstate in ("23505", "40P01", "40001", "55P03")
     return "UNIQUE constraint failed" in str(error.orig) or "database is locked" in str(error.orig)
+
+
+def require_writable(engine: Engine) -> None:
+    """Raises `ReadOnly` if the server takes no changes."""
+    if engine.dialect.name != "postgresql":
+        return
+    with engine.connect() as connection:
+        if connection.scalar(text("SHOW transaction_read_only")) == "on":
+            raise ReadOnly("the database takes no changes: it is a standby, or set to read only", "connect to the primary")
 
 
 def lock_graph(session: Session) -> None:

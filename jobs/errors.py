@@ -103,5 +103,9 @@ class WrongRevision(JobsError):
     """The database's schema is not the one that this code was written for."""
 
 
+class ReadOnly(JobsError):
+    """The database takes no changes."""
+
+
 class BadCursor(JobsError):
     """A page cursor that this service did not give out."""

@@ -1,33 +1,29 @@
 """Is it alive, can it work, which version is it, and how is it doing."""
 
+import asyncio
 import platform
-from collections.abc import Callable
 from importlib.metadata import version
 
-import redis
-from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import PlainTextResponse, Response
 
+from api.measures import Watched
 from api.problems import Refusal
-from api.service import Running, Service
+from api.readiness import warnings
 from ddcore.errors import Problem
 from ddcore.plan import STEP_VERSION
-from jobs import views
-from jobs.errors import JobsError
-from jobs.migrate import check_revision
 
 router = APIRouter(tags=["service"])
-PING_SECONDS = 2.0
 
 
 class Ready(BaseModel):
-    """Each part that the service stands on."""
+    """Each part that the service stands on, and what keeps jobs waiting though they can be posted."""
 
     ready: bool
     parts: dict[str, str] = Field(examples=[{"database": "ok", "store": "ok", "redis": "ok"}])
+    warnings: list[str] = Field(examples=[["3 steps wait on queue gpu, and no worker listens to it"]])
 
 
 class Version(BaseModel):
@@ -43,35 +39,15 @@ async def healthz() -> str:
 
 @router.get(
     "/readyz",
-    summary="Database, store and Redis can be reached",
+    summary="Database, store and Redis can be used; and whether anything keeps jobs waiting",
     responses={503: {"description": "A part is missing; errors[] says which"}},
 )
-def readyz(service: Running) -> Ready:
-    checks: dict[str, Callable[[Service], None]] = {"database": _database, "store": _store, "redis": _redis}
-    parts = {}
-    for name, check in checks.items():
-        try:
-            check(service)
-            parts[name] = "ok"
-        except (SQLAlchemyError, JobsError, OSError, redis.RedisError) as error:
-            parts[name] = str(error).splitlines()[0] or type(error).__name__
+async def readyz(measures: Watched) -> Ready:
+    parts, now, room = await asyncio.gather(measures.readiness.parts(), measures.now(), measures.room())
     if broken := [Problem((name,), said) for name, said in parts.items() if said != "ok"]:
         names = " and ".join(str(p.loc[0]) for p in broken)
         raise Refusal("not_ready", f"not ready: {names} cannot be used", broken, {"Retry-After": "5"})
-    return Ready(ready=True, parts=parts)
-
-
-def _database(service: Service) -> None:
-    check_revision(service.engine)
-
-
-def _store(service: Service) -> None:
-    service.store.check()
-
-
-def _redis(service: Service) -> None:
-    with redis.Redis.from_url(service.settings.redis_url, socket_timeout=PING_SECONDS, socket_connect_timeout=PING_SECONDS) as client:
-        client.ping()
+    return Ready(ready=True, parts=parts, warnings=warnings(now, room) if now is not None else [])
 
 
 @router.get("/version", summary="What runs here")
@@ -79,12 +55,6 @@ async def show_version() -> Version:
     return Version(version=version("potstill"), python=platform.python_version(), step_versions=STEP_VERSION)
 
 
-@router.get("/metrics", response_class=PlainTextResponse, summary="Counters for Prometheus")
-def metrics(service: Running, request: Request) -> Response:
-    work = CollectorRegistry()
-    with service.read() as session:
-        for name, states in views.counts(session).items():
-            gauge = Gauge(f"potstill_{name}", f"How many {name} are in each state", ["state"], registry=work)
-            for state, number in states.items():
-                gauge.labels(state).set(number)
-    return Response(generate_latest(request.app.state.registry) + generate_latest(work), media_type=CONTENT_TYPE_LATEST)
+@router.get("/metrics", response_class=PlainTextResponse, summary="Numbers for Prometheus")
+async def metrics(measures: Watched) -> Response:
+    return Response(await measures.exposition(), media_type=CONTENT_TYPE_LATEST)

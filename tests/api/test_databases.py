@@ -13,7 +13,7 @@ def test_from_post_to_download(database: Database, redis_url: str, refused: Refu
     settings = database.settings.model_copy(update={"redis_url": redis_url})
     worker = FakeWorker(settings)
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        assert client.get("/readyz").json() == {"ready": True, "parts": {"database": "ok", "store": "ok", "redis": "ok"}}
+        assert client.get("/readyz").json() == {"ready": True, "parts": {"database": "ok", "store": "ok", "redis": "ok"}, "warnings": []}
         done = distil(client, worker)
         assert client.get(done["links"]["events"], headers=STREAM).text.count("event: end") == 1
         synthetic = client.get(done["links"]["synthetic_set"]).json()

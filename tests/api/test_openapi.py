@@ -92,7 +92,7 @@ def test_service_status(client: TestClient) -> None:
     client.request("MADEUP", "/somewhere")
     told = client.get("/metrics").text
     assert 'potstill_http_requests_total{method="other",route="unmatched",status="404"} 1.0' in told
-    assert 'potstill_jobs{state="queued"} 1.0' in told
+    assert 'potstill_jobs_posted_total{kind="distill"} 1.0' in told
     assert 'potstill_http_requests_total{method="GET",route="/jobs/{job_id}",status="404"} 1.0' in told
 
 
