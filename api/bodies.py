@@ -1,4 +1,4 @@
-"""What may be posted as JSON: a spec of the engine, and beside it the labels and priority of the job."""
+"""What may be posted as JSON: a spec of the engine, and beside it what the job is filed under and whose turn it takes."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -10,6 +10,12 @@ from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec, SweepSpec
 Label = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/=:-]*$")]
 Labels = Annotated[tuple[Label, ...], Field(max_length=32, description="words to find the job by: `GET /jobs?label=`")]
 Priority = Annotated[int, Field(ge=-100, le=100, description="among waiting steps, larger runs first")]
+Owner = Annotated[
+    str,
+    StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9][A-Za-z0-9._@+-]*)?$"),
+    Field(description="who posts it: among steps of equal priority, owners take turns; a name, not an identity, since there is no login"),
+]
+BESIDE = {"labels", "priority", "owner"}  # fields of a body that are not of its spec
 
 
 DEEPEST = 20  # tables and lists within each other; a spec has five
@@ -43,6 +49,7 @@ class DistillBody(DistillSpec):
     model_config = ConfigDict(json_schema_extra={"examples": [{"preset": "smoke"}]})
     labels: Labels = ()
     priority: Priority = 0
+    owner: Owner = ""
 
     _text = model_validator(mode="before")(_storable)
 
@@ -52,6 +59,7 @@ class EvaluateBody(EvaluateSpec):
 
     labels: Labels = ()
     priority: Priority = 0
+    owner: Owner = ""
 
     _text = model_validator(mode="before")(_storable)
 
@@ -62,6 +70,7 @@ class ObserveBody(ObserveSpec):
     model_config = ConfigDict(json_schema_extra={"examples": [{"dataset": "digits-train", "teacher": {"ssl": "dino"}}]})
     labels: Labels = ()
     priority: Priority = 0
+    owner: Owner = ""
 
     _text = model_validator(mode="before")(_storable)
 
@@ -72,6 +81,7 @@ class SweepBody(SweepSpec):
     model_config = ConfigDict(json_schema_extra={"examples": [{"preset": "ablation-digits"}]})
     labels: Labels = ()
     priority: Priority = 0
+    owner: Owner = ""
 
     _text = model_validator(mode="before")(_storable)
 
@@ -86,3 +96,13 @@ class ChangeBody(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"priority": 10}]})
     labels: Labels | None = None
     priority: Priority | None = None
+    pinned: bool | None = Field(None, description="a pinned job keeps the files of all its steps, however long nobody uses them")
+
+
+class CloneBody(BaseModel):
+    """What is to differ from the job that is cloned; what is left out, or null, is as it was there."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"priority": 10, "owner": "ada"}]})
+    labels: Labels | None = None
+    priority: Priority | None = None
+    owner: Owner | None = None

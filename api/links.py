@@ -15,6 +15,7 @@ def address(request: Request, path: str) -> str:
 def job_links(request: Request, job: JobView) -> Links:
     own = address(request, f"/jobs/{job.id}")
     links = {"self": own} | {name: f"{own}/{name}" for name in ("events", "metrics", "artifacts", "plots")}
+    links["clone"] = f"{own}/clone"
     if job.parent_id:
         links["parent"] = address(request, f"/jobs/{job.parent_id}")
     if job.state in ("queued", "running", "cancelling"):

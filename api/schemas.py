@@ -14,7 +14,7 @@ class JobBody(JobView):
     model_config = ConfigDict(json_schema_extra={"examples": [JOB]})
 
     links: dict[str, str] = Field(
-        description="addresses: self, events, metrics, artifacts, plots; and cancel, retry, results when there are any"
+        description="addresses: self, events, metrics, artifacts, plots, clone; and cancel, retry, results when there are any"
     )
     poll_after_seconds: float | None = Field(
         description="ask for the job again no sooner: the more ask, the longer; null when it has ended, and in lists"

@@ -1,4 +1,4 @@
-"""Making jobs: of a spec, of an older job that did not succeed, or only on paper."""
+"""Making jobs: of a spec, of an older job, or only on paper."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
@@ -68,6 +68,7 @@ def create(
     *,
     labels: Sequence[str] = (),
     priority: int = 0,
+    owner: str = "",
     parent_id: str | None = None,
     idempotency_key: str | None = None,
     max_attempts: int = 3,
@@ -75,16 +76,18 @@ def create(
 ) -> Job:
     """Post a job. The same idempotency key with the same body returns the first job. found: what `look` found.
 
+    owner: a name by which workers are divided fairly; whoever posts may give any.
     Raises `SpecError` with a problem for each field that makes no sense, `IdempotencyConflict`, `NoRoom`.
     """
     lock_graph(session)
     sent = spec.model_dump(mode="json")
-    body = digest({"kind": type(spec).__name__, "spec": sent, "labels": sorted(set(labels)), "priority": priority})
+    said = {"kind": type(spec).__name__, "spec": sent, "labels": sorted(set(labels)), "priority": priority}
+    body = digest(said | ({"owner": owner} if owner else {}))
     if (first := _first_answer(session, idempotency_key, body)) is not None:
         return first
-    options: dict[str, Any] = {"labels": labels, "priority": priority, "parent_id": parent_id, "max_attempts": max_attempts}
-    options["found"] = found
-    return _remember(session, idempotency_key, body, _submit(session, store, resolve(session, store, spec), options))
+    options: dict[str, Any] = {"labels": labels, "priority": priority, "owner": owner, "parent_id": parent_id, "found": found}
+    made = _submit(session, store, resolve(session, store, spec), options | {"max_attempts": max_attempts})
+    return _remember(session, idempotency_key, body, made)
 
 
 def retry(
@@ -96,7 +99,7 @@ def retry(
     max_attempts: int = 3,
     found: Collection[str] = (),
 ) -> Job:
-    """A new job of the same spec, labels and priority, whose `parent_id` is this one; what was finished is not done again.
+    """A new job of the same spec, labels, priority and owner, whose `parent_id` is this one; what was finished is not done again.
 
     Its names mean what they meant then. Raises `NotFound`, `WrongState` unless the job failed or was cancelled, `SpecError`,
     `IdempotencyConflict`.
@@ -105,16 +108,51 @@ def retry(
     body = digest({"retry": job_id})
     if (first := _first_answer(session, idempotency_key, body)) is not None:
         return first
+    job = _job(session, job_id)
+    if job.state not in ("failed", "cancelled"):
+        raise WrongState(job_id, job.state, "retried", "only a failed or cancelled job is retried; clone it for another one like it")
+    return _remember(session, idempotency_key, body, _again(session, store, job, {"max_attempts": max_attempts, "found": found}))
+
+
+def clone(
+    session: Session,
+    store: Store,
+    job_id: str,
+    *,
+    labels: Sequence[str] | None = None,
+    priority: int | None = None,
+    owner: str | None = None,
+    idempotency_key: str | None = None,
+    max_attempts: int = 3,
+    found: Collection[str] = (),
+) -> Job:
+    """A new job of the same spec as one in any state, whose `parent_id` is that one; what was finished is not done again.
+
+    labels, priority, owner: None for those of that job. Its names mean what they meant then. Raises `NotFound`, `SpecError`,
+    `IdempotencyConflict`, `NoRoom`.
+    """
+    lock_graph(session)
+    other = {name: value for name, value in (("labels", labels), ("priority", priority), ("owner", owner)) if value is not None}
+    body = digest({"clone": job_id, **other})
+    if (first := _first_answer(session, idempotency_key, body)) is not None:
+        return first
+    made = _again(session, store, _job(session, job_id), {"max_attempts": max_attempts, "found": found, **other})
+    return _remember(session, idempotency_key, body, made)
+
+
+def _job(session: Session, job_id: str) -> Job:
     job = session.get(Job, job_id, populate_existing=True)
     if job is None:
         raise NotFound("job", job_id)
-    if job.state not in ("failed", "cancelled"):
-        raise WrongState(job_id, job.state, "retried", "only a failed or cancelled job is retried; post the spec again for another one")
-    labels = list(session.scalars(select(JobLabel.label).where(JobLabel.job_id == job_id)))
+    return job
+
+
+def _again(session: Session, store: Store, job: Job, options: dict[str, Any]) -> Job:
+    """Submit what a job asked for once more; options that are absent are as they were."""
+    labels = list(session.scalars(select(JobLabel.label).where(JobLabel.job_id == job.id)))
     resolved = resolve(session, store, spec_of(job), pinned=job.resolved["datasets"])
-    options: dict[str, Any] = {"labels": labels, "priority": job.priority, "parent_id": job_id, "max_attempts": max_attempts}
-    options["found"] = found
-    return _remember(session, idempotency_key, body, _submit(session, store, resolved, options, spec=job.spec))
+    before = {"labels": labels, "priority": job.priority, "owner": job.owner, "parent_id": job.id}
+    return _submit(session, store, resolved, before | options, spec=job.spec)
 
 
 def look(session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, str] | None = None) -> set[str]:
@@ -128,10 +166,8 @@ def look(session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, str
 
 
 def look_again(session: Session, store: Store, job_id: str) -> set[str]:
-    """`look` for a retry. Raises `NotFound`, `SpecError`."""
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFound("job", job_id)
+    """`look` for a retry or a clone. Raises `NotFound`, `SpecError`."""
+    job = _job(session, job_id)
     return look(session, store, spec_of(job), job.resolved["datasets"])
 
 

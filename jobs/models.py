@@ -322,7 +322,7 @@ class Idempotency(Base):
     __tablename__ = "idempotency"
 
     key: Mapped[str] = mapped_column(primary_key=True)
-    body: Mapped[str]  # sha256 of kind, spec, labels and priority, or of the job that was retried
+    body: Mapped[str]  # sha256 of kind, spec, labels, priority and owner, or of the job that was retried or cloned
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[datetime]
 

@@ -1,4 +1,4 @@
-"""Jobs: find them, look at one, cancel it, try again."""
+"""Jobs: find them, look at one, cancel it, try again, do another like it."""
 
 from functools import partial
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from api.answers import job_body, with_links
-from api.bodies import ChangeBody
+from api.bodies import ChangeBody, CloneBody
 from api.parameters import Cursor, Id, IdempotencyKey, Kind, Limit, State
 from api.routes.submissions import accepted
 from api.schemas import JobBody, JobPage
@@ -23,11 +23,12 @@ def list_jobs(
     kind: Annotated[Kind | None, Query()] = None,
     state: Annotated[State | None, Query()] = None,
     label: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00-\x1f]+$")] = None,
+    owner: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00-\x1f]+$")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> JobPage:
     with service.read() as session:
-        page = views.jobs(session, kind=kind, state=state, label=label, limit=limit, cursor=cursor)
+        page = views.jobs(session, kind=kind, state=state, label=label, owner=owner, limit=limit, cursor=cursor)
     return JobPage(data=[with_links(request, job) for job in page.data], has_more=page.has_more, next_cursor=page.next_cursor)
 
 
@@ -54,4 +55,21 @@ def retry_job(service: Running, request: Request, response: Response, job_id: Id
     with service.read() as session:
         found = create.look_again(session, service.store, job_id)
     again = partial(create.retry, idempotency_key=idempotency_key, max_attempts=service.settings.max_attempts, found=found)
+    return accepted(service, request, response, service.write(lambda session: again(session, service.store, job_id).id))
+
+
+@router.post("/{job_id}/clone", status_code=202, summary="Post a job again, whatever became of it; what it had finished is kept")
+def clone_job(
+    service: Running,
+    request: Request,
+    response: Response,
+    job_id: Id,
+    body: CloneBody | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> JobBody:
+    with service.read() as session:
+        found = create.look_again(session, service.store, job_id)
+    given = body or CloneBody()
+    other = partial(create.clone, labels=given.labels, priority=given.priority, owner=given.owner)
+    again = partial(other, idempotency_key=idempotency_key, max_attempts=service.settings.max_attempts, found=found)
     return accepted(service, request, response, service.write(lambda session: again(session, service.store, job_id).id))

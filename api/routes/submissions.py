@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from starlette.responses import JSONResponse
 
 from api.answers import job_body
-from api.bodies import DistillBody, EvaluateBody, ObserveBody, SweepBody
+from api.bodies import BESIDE, DistillBody, EvaluateBody, ObserveBody, SweepBody
 from api.parameters import DryRunFlag, IdempotencyKey
 from api.schemas import JobBody
 from api.service import Running, Service
@@ -120,6 +120,7 @@ class Submission:
             spec=spec,
             labels=body.labels,
             priority=body.priority,
+            owner=body.owner,
             idempotency_key=self.idempotency_key,
             max_attempts=service.settings.max_attempts,
             found=found,
@@ -137,19 +138,19 @@ def accepted(service: Service, request: Request, response: Response, job_id: str
 
 @router.post("/distill", status_code=202, response_model=JobBody, responses=_ANSWERS, summary="Distil a dataset")
 def distill(submission: Annotated[Submission, Depends()], body: Annotated[DistillBody, Body(openapi_examples=_DISTILL)]) -> Any:
-    spec = DistillSpec.model_validate(body.model_dump(exclude={"labels", "priority"}))
+    spec = DistillSpec.model_validate(body.model_dump(exclude=BESIDE))
     return submission.answer(create.create_distill, body, spec)
 
 
 @router.post("/evaluate", status_code=202, response_model=JobBody, responses=_ANSWERS, summary="Compare a synthetic set with baselines")
 def evaluate(submission: Annotated[Submission, Depends()], body: Annotated[EvaluateBody, Body(openapi_examples=_EVALUATE)]) -> Any:
-    spec = EvaluateSpec.model_validate(body.model_dump(exclude={"labels", "priority"}))
+    spec = EvaluateSpec.model_validate(body.model_dump(exclude=BESIDE))
     return submission.answer(create.create_evaluate, body, spec)
 
 
 @router.post("/observe", status_code=202, response_model=JobBody, responses=_ANSWERS, summary="See how networks move while they learn")
 def observe(submission: Annotated[Submission, Depends()], body: Annotated[ObserveBody, Body(openapi_examples=_OBSERVE)]) -> Any:
-    spec = ObserveSpec.model_validate(body.model_dump(exclude={"labels", "priority"}))
+    spec = ObserveSpec.model_validate(body.model_dump(exclude=BESIDE))
     return submission.answer(create.create_observe, body, spec)
 
 
@@ -157,5 +158,5 @@ def observe(submission: Annotated[Submission, Depends()], body: Annotated[Observ
     "/sweeps", status_code=202, response_model=JobBody, responses=_ANSWERS, summary="Rank variants of a distillation over teachers"
 )
 def sweep(submission: Annotated[Submission, Depends()], body: Annotated[SweepBody, Body(openapi_examples=_SWEEP)]) -> Any:
-    spec = SweepSpec.model_validate(body.model_dump(exclude={"labels", "priority"}))
+    spec = SweepSpec.model_validate(body.model_dump(exclude=BESIDE))
     return submission.answer(create.create_sweep, body, spec)

@@ -120,6 +120,34 @@ def test_cancel_then_retry(client: TestClient, refused: Refused, worker: FakeWor
     assert [step["cached"] for step in again.json()["steps"]].count(True) == 1
 
 
+def test_clone(client: TestClient, refused: Refused, distilled: dict[str, Any]) -> None:
+    same = client.post(distilled["links"]["clone"])
+    assert (same.status_code, same.headers["location"]) == (202, f"/jobs/{same.json()['id']}")
+    assert (same.json()["state"], same.json()["parent_id"], same.json()["spec"]) == ("succeeded", distilled["id"], distilled["spec"])
+    key = {"Idempotency-Key": "once"}
+    first, second = (
+        client.post(distilled["links"]["clone"], json={"priority": 5, "labels": ["x"], "owner": "ada"}, headers=key) for _ in range(2)
+    )
+    assert first.json()["id"] == second.json()["id"]
+    assert (first.json()["priority"], first.json()["labels"], first.json()["owner"]) == (5, ["x"], "ada")
+    refused(client.post(distilled["links"]["clone"], headers=key), 409, "idempotency_conflict")
+    refused(client.post(distilled["links"]["clone"], json={"spec": {}}), 422, "invalid_request")
+    refused(client.post("/jobs/job_unknown/clone"), 404, "not_found")
+
+
+def test_owners_take_turns_and_are_found(client: TestClient, refused: Refused) -> None:
+    posted = [
+        client.post("/distill", json={**SMOKE, "dataset": name, "num_images": 10 + size, "owner": owner}).json()
+        for owner, name, size in (("ada", "digits-train", 0), ("ada", "digits-train", 1), ("bob", "digits-test", 0))
+    ]
+    assert [job["owner"] for job in posted] == ["ada", "ada", "bob"]
+    assert posted[2]["queue"]["position"] == 2
+    assert [job["id"] for job in client.get("/jobs?owner=ada").json()["data"]] == [posted[1]["id"], posted[0]["id"]]
+    assert client.get("/jobs?owner=nobody").json()["data"] == []
+    assert client.post("/distill", json={**SMOKE, "num_images": 12}).json()["owner"] == ""
+    refused(client.post("/distill", json={**SMOKE, "owner": "a b"}), 422, "invalid_request")
+
+
 def test_priority_and_labels_change(client: TestClient, refused: Refused, worker: FakeWorker) -> None:
     first, second = (client.post("/distill", json={**SMOKE, "dataset": name}).json() for name in ("digits-train", "digits-test"))
     assert second["queue"]["position"] == 2

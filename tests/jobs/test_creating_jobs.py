@@ -15,7 +15,7 @@ from jobs import views
 from jobs.cancel import cancel
 from jobs.checkpoints import add_checkpoint, read_checkpoint
 from jobs.claims import fail
-from jobs.create import create_distill, create_evaluate, create_observe, dry_run, retry
+from jobs.create import clone, create_distill, create_evaluate, create_observe, dry_run, retry
 from jobs.errors import IdempotencyConflict, NotFound, WrongState
 from jobs.models import Job, Step
 from tests.jobs.harness import SMOKE, World, at_once
@@ -139,6 +139,33 @@ def test_a_retry_is_a_new_job_that_goes_on_where_the_old_one_failed(world: World
     assert world.job(first).state == "failed"
     with pytest.raises(NotFound):
         world.database.write(lambda s: retry(s, world.store, "job_nothing"))
+
+
+def test_a_clone_is_another_job_of_the_same_spec_from_any_state(world: World) -> None:
+    first = distill(world, labels=["x"], priority=4, owner="ada")
+    held = world.claim(first, world.job(first).steps[0].name)
+
+    def clone_it(job_id: str, **options: Any) -> str:
+        return world.database.write(lambda s: clone(s, world.store, job_id, **options).id)
+
+    second = clone_it(first, idempotency_key="once")
+    assert clone_it(first, idempotency_key="once") == second
+    with pytest.raises(IdempotencyConflict):
+        clone_it(first, idempotency_key="once", priority=5)
+    job, was = world.job(second), world.job(first)
+    assert (job.parent_id, job.spec, job.labels, job.priority, job.owner) == (first, was.spec, ["x"], 4, "ada")
+    assert [step.id for step in job.steps] == [step.id for step in was.steps], "both wait for the same work"
+    other = clone_it(first, priority=9, labels=[], owner="bob")
+    assert (world.job(other).labels, world.job(other).priority, world.job(other).owner) == ([], 9, "bob")
+    assert world.step(first, was.steps[-1].name).owner == "bob", "the most urgent of those who share it"
+    for job_id in (second, other):
+        world.database.write(lambda s, job_id=job_id: cancel(s, job_id))
+    world.finish(held)
+    assert world.finish_job(first).state == "succeeded"
+    done = world.job(clone_it(second))
+    assert (done.state, done.parent_id, all(step.cached for step in done.steps)) == ("succeeded", second, True)
+    with pytest.raises(NotFound):
+        clone_it("job_nothing")
 
 
 def test_a_retry_means_the_dataset_that_the_name_meant_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
