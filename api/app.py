@@ -23,6 +23,7 @@ from api.routes import (
     artifacts,
     catalogue,
     datasets,
+    gc,
     job_events,
     jobs,
     observations,
@@ -53,6 +54,7 @@ ROUTES = (
     catalogue,
     status,
     workers,
+    gc,
     pages,
 )
 

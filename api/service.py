@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -15,10 +16,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from api.event_stream import Tail
 from api.pace import Pace
 from api.shutdown import set_on_shutdown
-from jobs import catalogue, database, migrate, quota
+from jobs import catalogue, condemned, database, migrate, quota
 from jobs.errors import StoreUnusable, WrongRevision
 from jobs.settings import Settings
-from jobs.store import Store, open_store
+from jobs.store import Blob, Store, open_store
 
 T = TypeVar("T")
 POLLERS = 4  # threads that look for news on behalf of event streams, however many watch
@@ -48,6 +49,16 @@ class Service:
     def write(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction, again if the database asks for it."""
         return database.transact(self.sessions, work)
+
+    def name(self, blob: Blob, path: Path, name: str, work: Callable[[Session], T]) -> T:
+        """`write`, of rows that name a file that was just stored, from `path`, and that nobody removes meanwhile."""
+        held = condemned.hold(self.write, self.store, {blob.sha256: (path, name)})
+
+        def both(session: Session) -> T:
+            condemned.require(session, held)
+            return work(session)
+
+        return self.write(both)
 
 
 @asynccontextmanager

@@ -83,6 +83,7 @@ class JobView(Body):
     phase: str = Field(description="what happens now, in words", examples=["matching trajectories: 1,200 of 5,000 iterations"])
     spec: dict[str, Any]
     labels: list[str]
+    pinned: bool = Field(False, description="whether the files of all its steps are kept, however long nobody uses them")
     priority: int
     owner: str = Field(description="the name for which workers are divided fairly, as the client gave it; no identity")
     parent_id: str | None = Field(description="the job that this one retries or clones")

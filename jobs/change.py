@@ -1,4 +1,4 @@
-"""What may be changed of a job after it was posted: how urgent it is, and what it is filed under."""
+"""What may be changed of a job after it was posted: how urgent it is, what it is filed under, and whether its files stay."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,12 @@ from jobs.models import LIVE_JOB, Job, JobLabel
 from jobs.order import reprioritise
 
 
-def change(session: Session, job_id: str, *, priority: int | None = None, labels: Sequence[str] | None = None) -> Job:
-    """Give a job another priority or other labels; None leaves them. A priority counts from the next claim on, also for shared steps.
+def change(
+    session: Session, job_id: str, *, priority: int | None = None, labels: Sequence[str] | None = None, pinned: bool | None = None
+) -> Job:
+    """Give a job another priority or other labels, pin it or unpin it; None leaves things as they are.
 
+    A priority counts from the next claim on, also for shared steps. A pin keeps the files of all its steps (`jobs.retention`).
     Raises `NotFound`, and `WrongState` for the priority of a job that is not live.
     """
     lock_graph(session)
@@ -31,5 +34,8 @@ def change(session: Session, job_id: str, *, priority: int | None = None, labels
     if labels is not None:
         session.execute(delete(JobLabel).where(JobLabel.job_id == job_id))
         session.add_all([JobLabel(job_id=job_id, label=label) for label in sorted(set(labels))])
+        session.flush()
+    if pinned is not None:
+        job.pinned = pinned
         session.flush()
     return job

@@ -143,10 +143,10 @@ def doom(session: Session, grace: timedelta = GRACE) -> tuple[datetime, dict[str
     return at, {}
 
 
-def remove(make: sessionmaker[Session], store: Store, grace: timedelta = GRACE) -> Amount:
-    """Delete the files whose time has come, some at a time; another call, or one after a crash, goes on. Raises `StoreAway`."""
+def remove(make: sessionmaker[Session], store: Store, grace: timedelta = GRACE, rounds: int = 100_000) -> Amount:
+    """Delete the files whose time has come, `AT_ONCE` a round; another call, or one after a crash, goes on. Raises `StoreAway`."""
     removed = Amount()
-    while True:
+    for _ in range(rounds):
         began = time.monotonic()
         at, doomed = transact(make, lambda s: doom(s, grace))
         if not doomed:
@@ -158,6 +158,7 @@ def remove(make: sessionmaker[Session], store: Store, grace: timedelta = GRACE) 
             store.remove(some)
             transact(make, lambda s, some=some, at=at: _forget(s, some, at))  # type: ignore[misc]
             removed += Amount(len(some), sum(doomed[sha256] for sha256 in some))
+    return removed
 
 
 def waiting(session: Session) -> Amount:

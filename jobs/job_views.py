@@ -82,6 +82,7 @@ def _job_view(
         phase=phase(row, distinct, queue.ahead if queue else None, engine),
         spec=row.spec,
         labels=labels,
+        pinned=row.pinned,
         priority=row.priority,
         owner=row.owner,
         parent_id=row.parent_id,

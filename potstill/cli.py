@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from potstill import commands
+from potstill import commands, storage
 from potstill.errors import PotstillError
 
 
@@ -77,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         listing.add_argument(f"--{name}")
     listing.add_argument("--limit", type=int, default=20)
     command("cancel", commands.cancel, "cancel a job").add_argument("job")
+    command("pin", storage.pin, "keep all files of a job, however long nobody uses them").add_argument("job")
+    command("unpin", storage.unpin, "no longer keep them longer than others").add_argument("job")
+    gc = command("gc", storage.gc, "remove files that nobody needs any more from the store")
+    gc.add_argument("--dry-run", action="store_true", help="only tell what would go")
+    gc.add_argument("--unused-days", type=float, metavar="N", help="let go of what can be computed again and was not used for N days, too")
     download = command("download", commands.download, "download a synthetic set (syn_...) or an artifact (art_...)")
     download.add_argument("id")
     download.add_argument("--format", choices=("safetensors", "pt", "png", "parquet", "mtt"), default="safetensors")

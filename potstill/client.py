@@ -96,6 +96,18 @@ class Client:
     def cancel(self, id: str) -> Json:
         return self.post(f"/jobs/{id}/cancel")
 
+    def pin(self, id: str, *, pinned: bool = True) -> Json:
+        """Keep the files of all steps of a job, however long nobody uses them; or no longer."""
+        return self._json("PATCH", f"/jobs/{id}", json={"pinned": pinned})
+
+    def gc(self, *, dry_run: bool = False, unused_days: float | None = None) -> Json:
+        """Remove files that nobody needs from the store; with `dry_run`, what would go.
+
+        unused_days: also what can be computed again and was not used for so long, whatever the service's settings are.
+        """
+        asked = {"dry_run": str(dry_run).lower(), "unused_days": unused_days}
+        return self._json("POST", "/gc", params={name: value for name, value in asked.items() if value is not None})
+
     def wait(self, id: str, on_update: Callable[[Json], None] = lambda job: None, interval: float = 0.5) -> Json:
         """Poll a job every `interval` seconds until it ends; returns its last body, or raises `JobFailed`.
 

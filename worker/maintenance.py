@@ -1,4 +1,7 @@
-"""`python -m worker.maintenance`: relays the outbox to Celery, reaps expired leases, rings again. Several may run at once."""
+"""`python -m worker.maintenance`: relays the outbox to Celery, reaps expired leases, rings again, tidies the store.
+
+Several may run at once.
+"""
 
 import logging
 import math
@@ -12,18 +15,21 @@ from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.orm import Session, sessionmaker
 
-from jobs import catalogue, claims, logs, outbox, workers
+from jobs import catalogue, claims, collect, condemned, logs, outbox, retention, workers
 from jobs.adoption import adopt
 from jobs.database import connect, now, sessions, transact
-from jobs.errors import WrongRevision
+from jobs.errors import StoreAway, WrongRevision
 from jobs.migrate import check_revision
 from jobs.models import QUEUES
 from jobs.settings import Settings, get_settings
+from jobs.store import open_store
 from worker.app import TASK, make_app
 from worker.patience import AWAY, patiently
 
 RELAY_EVERY = 0.3  # seconds
 FORGET_EVERY = 600.0
+DELETE_EVERY = 10.0
+EXPIRE_EVERY = 600.0
 _LONGEST = 15.0  # seconds between two tries of a duty that fails
 _RENEWAL = 10.0  # seconds in which every worker that lives will have renewed its lease, once the database is there again
 log = logging.getLogger(__name__)
@@ -42,7 +48,7 @@ class Duty:
     def run(self) -> None:
         try:
             count = self.act()
-        except (*AWAY, BrokerError, OSError) as error:
+        except (*AWAY, BrokerError, OSError, StoreAway) as error:
             if not self.failures:
                 log.warning("%s fails, and is tried again: %s", self.name, (str(error).splitlines() or [type(error).__name__])[0])
             self.failures += 1
@@ -60,6 +66,7 @@ class Maintenance:
 
     def __init__(self, settings: Settings, factory: sessionmaker[Session], app: Celery) -> None:
         self.settings, self.sessions, self.app = settings, factory, app
+        self.store = open_store(settings)
         self._begun = False  # whether doorbells have been looked after once
         self._looked = -math.inf  # when leases could last be looked at
         self._reap_from = 0.0
@@ -69,7 +76,10 @@ class Maintenance:
             Duty("reap expired leases", slow, self.reap),
             Duty("ring again", min(5.0, settings.ring_seconds / 3), self.ring_again),
             Duty("forget workers long gone", FORGET_EVERY, lambda: transact(self.sessions, workers.forget)),
+            Duty("delete condemned files", DELETE_EVERY, lambda: condemned.remove(self.sessions, self.store, rounds=1).files),
         ]
+        if lives := retention.lifetimes(settings.keep_days):
+            self.duties.append(Duty("let go of files of steps", EXPIRE_EVERY, lambda: collect.expire(self.sessions, lives)))
 
     def relay(self) -> int:
         return outbox.relay(self.sessions, self._send)

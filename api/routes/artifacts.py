@@ -71,7 +71,7 @@ async def upload_checkpoint(service: Running, request: Request, response: Respon
         def add() -> ArtifactView:
             service.require_room(upload.path.stat().st_size)
             blob = checkpoints.read_checkpoint(service.store, upload.path, name)
-            made = service.write(lambda session: checkpoints.add_checkpoint(session, blob, name).id)
+            made = service.name(blob, upload.path, name, lambda session: checkpoints.add_checkpoint(session, blob, name).id)
             with service.read() as session:
                 return views.artifact(session, made)
 

@@ -50,8 +50,11 @@ async def upload_dataset(service: Running, request: Request, response: Response)
             service.require_room(upload.path.stat().st_size)
             read = catalogue.read_upload(service.store, upload.path, settings.max_images)
             try:
-                made = service.write(
-                    lambda session: catalogue.add_upload(session, service.store, read, name, max_attempts=settings.max_attempts).id
+                made = service.name(
+                    read.blob,
+                    upload.path,
+                    "",
+                    lambda session: catalogue.add_upload(session, service.store, read, name, max_attempts=settings.max_attempts).id,
                 )
             except DdcoreError as error:  # the bytes were good: it is the name
                 raise Refusal(error.code, with_hint(error), [Problem(("name",), error.detail, name, error.hint)]) from error

@@ -14,7 +14,7 @@ from jobs import condemned, database
 from jobs.condemned import GRACE, PROMISE, STUCK, Amount, BeingRemoved, HeldTooLongAgo
 from jobs.errors import StoreAway
 from jobs.ids import new_id
-from jobs.models import Artifact, Condemned
+from jobs.models import Artifact, Condemned, Dataset
 from jobs.store import Blob, FolderStore
 from tests.jobs.harness import World, at_once
 
@@ -169,6 +169,18 @@ def test_nothing_is_condemned_that_has_a_name_or_deleted_that_has_one_again(worl
     assert condemned.remove(world.database.sessions, world.store) == Amount(0, 0)
     assert rows(world) == 0
     assert world.store.missing([nameless.sha256, named.sha256]) == set()
+
+
+def test_an_archive_that_a_data_set_names_is_named(world: World) -> None:
+    archive = put(world, "zip")
+
+    def add(session: Session) -> None:
+        like = session.get_one(Dataset, "ds_digits-train")
+        columns = {column.name: getattr(like, column.name) for column in Dataset.__table__.columns}
+        session.add(Dataset(**columns | {"id": "ds_x", "digest": "d", "origin": "upload", "source": {"archive": archive.sha256}}))
+
+    world.database.write(add)
+    assert world.database.read(lambda s: condemned.named(s, [archive.sha256, "0" * 64])) == {archive.sha256}
 
 
 @dataclass(frozen=True)

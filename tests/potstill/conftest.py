@@ -41,6 +41,9 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             self._scripted()
 
+        def do_PATCH(self) -> None:
+            self._scripted()
+
         def _scripted(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             service.requests.append((f"{self.command} {self.path}", dict(self.headers), body))
