@@ -73,10 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("job")
     status.add_argument("--follow", action="store_true", help="stay until it ends")
     listing = command("jobs", commands.jobs, "list jobs, newest first")
-    for name in ("kind", "state", "label"):
+    for name in ("kind", "state", "label", "owner"):
         listing.add_argument(f"--{name}")
     listing.add_argument("--limit", type=int, default=20)
     command("cancel", commands.cancel, "cancel a job").add_argument("job")
+    change = command("change", commands.change, "give a job that was posted another priority or other labels")
+    change.add_argument("job")
+    _filing(change)
     command("pin", storage.pin, "keep all files of a job, however long nobody uses them").add_argument("job")
     command("unpin", storage.unpin, "no longer keep them longer than others").add_argument("job")
     gc = command("gc", storage.gc, "remove files that nobody needs any more from the store")
@@ -93,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _posting(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """The commands that post a job: each takes a body of its own."""
+    """The commands that post a job: each takes a body of its own, or that of another job."""
+    clone = command("clone", commands.clone, "post a job again, whatever became of it; what it had finished is not done again")
+    clone.add_argument("job")
     distill = command("distill", commands.distill, "distil a data set")
     distill.add_argument("--preset")
     distill.add_argument("--dataset", help="id or name")
@@ -116,4 +121,17 @@ def _posting(command: Callable[..., argparse.ArgumentParser]) -> None:
         sub.add_argument(
             "--set", action="append", metavar="FIELD=VALUE", help="a field of the body, such as method.iterations=100; may be repeated"
         )
+    for sub in (clone, distill, evaluate, observe, sweep):
         sub.add_argument("--detach", action="store_true", help="post the job and return")
+        _filing(sub)
+        _owner(sub)
+
+
+def _filing(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--priority", type=int, metavar="N", help="-100 to 100: among waiting steps, larger runs first")
+    sub.add_argument("--label", action="append", metavar="WORD", help="a word to find the job by; may be repeated")
+
+
+def _owner(sub: argparse.ArgumentParser) -> None:
+    text = "a name; owners of equal priority take turns (default: POTSTILL_OWNER of the environment, or the login name)"
+    sub.add_argument("--owner", metavar="NAME", help=text)

@@ -29,6 +29,8 @@ def ignore(done: int, total: int) -> None:
 class Client:
     """A connection to one service; `with Client() as client: ...`. Every method raises `PotstillError`.
 
+    Beside its spec, the body of a job may hold `priority`, `labels` and `owner`, the name for which workers are divided fairly: the
+    service takes whatever it is given, and an absent owner for one more of them.
     url: where the API answers; the environment's POTSTILL_URL when absent, else this machine's port 8000.
     """
 
@@ -87,7 +89,7 @@ class Client:
         return self.post("/sweeps", body, idempotency_key=idempotency_key)
 
     def jobs(self, **filters: Any) -> list[Json]:
-        """One page of jobs, newest first; filters: kind, state, label, limit, cursor."""
+        """One page of jobs, newest first; filters: kind, state, label, owner, limit, cursor."""
         return cast("list[Json]", self.get("/jobs", **filters)["data"])
 
     def job(self, id: str) -> Json:
@@ -95,6 +97,14 @@ class Client:
 
     def cancel(self, id: str) -> Json:
         return self.post(f"/jobs/{id}/cancel")
+
+    def change(self, id: str, **fields: Any) -> Json:
+        """Give a job another `priority` (from the next claim on) or other `labels`; returns the job."""
+        return self._json("PATCH", f"/jobs/{id}", json=fields)
+
+    def clone(self, id: str, *, idempotency_key: str | None = None, **fields: Any) -> Json:
+        """Post a job of the same spec; returns it. fields: `priority`, `labels`, `owner`, where they differ from that job's."""
+        return self.post(f"/jobs/{id}/clone", fields, idempotency_key=idempotency_key)
 
     def pin(self, id: str, *, pinned: bool = True) -> Json:
         """Keep the files of all steps of a job, however long nobody uses them; or no longer."""

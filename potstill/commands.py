@@ -1,8 +1,10 @@
 """What each command of `potstill` does, given its parsed arguments."""
 
 import argparse
+import getpass
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from rich.table import Column, Table
 from potstill import demo
 from potstill.client import ENDED, Client
 from potstill.errors import PotstillError
-from potstill.progress import display, stages
+from potstill.progress import display, remaining, stages
 from potstill.stack import Stack
 from potstill.tables import comparisons, ranking_tables, table
 from potstill.terminal import console, say
@@ -69,6 +71,21 @@ def datasets(a: argparse.Namespace) -> None:
 def _id_column() -> Column:
     """Never cut short: it is there to be copied."""
     return Column("id", no_wrap=True, min_width=ID_LENGTH)
+
+
+def _filed(a: argparse.Namespace) -> dict[str, Any]:
+    """The options that say what a job is filed under, and how urgent it is."""
+    return {name: value for name, value in (("priority", a.priority), ("labels", a.label)) if value is not None}
+
+
+def _owner(a: argparse.Namespace) -> str:
+    """For whom: --owner, POTSTILL_OWNER, or the login name, in letters that the service takes; empty where there is none."""
+    if named := a.owner or os.environ.get("POTSTILL_OWNER"):
+        return str(named)
+    try:
+        return re.sub(r"[^A-Za-z0-9._@+-]", "-", getpass.getuser())[:63].lstrip("._@+-")
+    except (KeyError, OSError):  # a process of a user that the machine does not know
+        return ""
 
 
 def distill(a: argparse.Namespace) -> None:
@@ -124,6 +141,22 @@ def _run(client: Client, job: dict[str, Any], detach: bool) -> dict[str, Any] | 
         raise
 
 
+def change(a: argparse.Namespace) -> None:
+    fields = _filed(a)
+    if not fields:
+        raise PotstillError("nothing to change: give --priority, or the --label of each word the job is to be filed under")
+    with Client(a.url) as client:
+        job = client.change(a.job, **fields)
+    say(f"{job['id']}: priority {job['priority']}, {'labels ' + ', '.join(job['labels']) if job['labels'] else 'no labels'}")
+
+
+def clone(a: argparse.Namespace) -> None:
+    with Client(a.url) as client:
+        job = _run(client, client.clone(a.job, owner=_owner(a), **_filed(a)), a.detach)
+    if job is not None:
+        _show_results(job)
+
+
 def status(a: argparse.Namespace) -> None:
     with Client(a.url) as client:
         job = client.job(a.job)
@@ -134,6 +167,8 @@ def status(a: argparse.Namespace) -> None:
 
 def _show_job(job: dict[str, Any]) -> None:
     say(f"{job['kind']} {job['id']}: [bold]{job['state']}[/], {escape(job['phase'] or '')}")
+    if left := remaining(job):
+        say(left)
     if job.get("error"):
         error = job["error"]
         say(f"[red]{error['code']}[/]: {escape(error['detail'])} {escape(error.get('hint') or '')}")
@@ -142,16 +177,21 @@ def _show_job(job: dict[str, Any]) -> None:
         spent = "cached" if stage.cached else "" if stage.seconds is None else f"{stage.seconds:.1f}"
         out.add_row(stage.name, f"{stage.done:.4g}", f"{stage.total:.4g}", stage.unit, spent)
     console.print(out)
+    _show_results(job)
+
+
+def _show_results(job: dict[str, Any]) -> None:
     for name, value in (job.get("results") or {}).items():
         if isinstance(value, str):
             say(f"{name}: {value}")
 
 
 def jobs(a: argparse.Namespace) -> None:
-    out = Table(_id_column(), "kind", "state", "phase", "created", box=None)
+    out = Table(_id_column(), "kind", "state", "owner", "phase", "created", box=None)
     with Client(a.url) as client:
-        for job in client.jobs(kind=a.kind, state=a.state, label=a.label, limit=a.limit):
-            out.add_row(job["id"], job["kind"], job["state"], escape(job["phase"] or ""), job["created_at"][:19].replace("T", " "))
+        for job in client.jobs(kind=a.kind, state=a.state, label=a.label, owner=a.owner, limit=a.limit):
+            at = job["created_at"][:19].replace("T", " ")
+            out.add_row(job["id"], job["kind"], job["state"], escape(job["owner"]), escape(job["phase"] or ""), at)
     console.print(out)
 
 
@@ -216,7 +256,7 @@ def presets(a: argparse.Namespace) -> None:
 
 
 def _body(a: argparse.Namespace) -> dict[str, Any]:
-    """The spec of --spec with the fields of --set; a value is JSON, or else a word."""
+    """The spec of --spec with the fields of --set, where a value is JSON, or else a word; and the other options of all posts."""
     try:
         body = json.loads(a.spec.read_text()) if a.spec else {}
     except (OSError, ValueError) as error:
@@ -234,7 +274,9 @@ def _body(a: argparse.Namespace) -> dict[str, Any]:
             if not isinstance(place, dict):
                 raise PotstillError(f"--set {assignment}: {name} is not a table")
         place[last] = _value(text)
-    return body
+    if a.owner or "owner" not in body:
+        body["owner"] = _owner(a)
+    return body | _filed(a)
 
 
 def _value(text: str) -> Any:

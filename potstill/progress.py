@@ -7,8 +7,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 LINE_EVERY = 3.0  # seconds between lines where there is no terminal
 WORDS = {
@@ -26,6 +28,7 @@ WORDS = {
     "observe": "observe",
 }
 OVER = ("succeeded", "failed", "cancelled")
+UNITS = ((1, "second"), (60, "minute"), (3600, "hour"))
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,27 @@ def _wall(steps: Iterable[dict[str, Any]]) -> float | None:
     return total
 
 
+def remaining(job: dict[str, Any]) -> str:
+    """The job's `eta` in words: `about 3 to 5 minutes left, from 12 past runs`; empty where there is none."""
+    eta = job.get("eta")
+    if not eta:
+        return ""
+    size, unit = next((size, unit) for size, unit in UNITS if eta["high_seconds"] < 100 * size or unit == "hour")
+    low, high = (_rounded(eta[name] / size, unit == "hour") for name in ("low_seconds", "high_seconds"))
+    runs = f"from {eta['runs']:,} past {'run' if eta['runs'] == 1 else 'runs'}"
+    if high == "0":
+        return f"about to end, {runs}"
+    plural = unit if high == "1" else unit + "s"
+    if low == high:
+        return f"about {high} {plural} left, {runs}"
+    short = eta["low_seconds"] < eta["high_seconds"] / 20 or low == "0"
+    return f"{'up to' if short else f'about {low} to'} {high} {plural} left, {runs}"
+
+
+def _rounded(number: float, finely: bool) -> str:
+    return f"{number:.2g}" if finely and number < 10 else f"{number:.0f}"
+
+
 class Pace:
     """Rate and time to go of one stage, from what it has done since we first saw it run."""
 
@@ -119,19 +143,20 @@ def display(console: Console) -> Display:
 
 
 class Bars:
-    """One bar a stage, with its rate and its time to go; a stage appears when it begins."""
+    """One bar a stage, with its rate and its time to go, and below the time to the end; a stage appears when it begins."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("  {task.description:<20}"), BarColumn(24), TextColumn("{task.fields[count]:>20} {task.fields[pace]}"))
-        self._progress = Progress(*columns, console=console)
+        self._progress, self._left = Progress(*columns, console=console), Text()
+        self._live = Live(Group(self._progress, self._left), console=console)
         self._shown: dict[str, tuple[TaskID, Pace]] = {}
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def update(self, job: dict[str, Any]) -> None:
         for stage in stages(job):
@@ -141,16 +166,18 @@ class Bars:
                 self._shown[stage.name] = (self._progress.add_task(stage.name, count="", pace=""), Pace())
             task, pace = self._shown[stage.name]
             self._progress.update(task, completed=stage.done, total=stage.total or None, count=_count(stage), pace=_pace(stage, pace))
+        self._left.plain = f"  {left}" if (left := remaining(job)) else ""
 
 
 class Lines:
-    """A line for what runs, every few seconds, and one for each stage that is over."""
+    """A line for what runs, every few seconds, with the time to the end, and one for each stage that is over."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console, clock
         self._last = clock()
         self._paces: dict[str, Pace] = {}
         self._over: set[str] = set()
+        self._said = ""
 
     def __enter__(self) -> Self:
         return self
@@ -168,6 +195,9 @@ class Lines:
                 continue
             self._console.print(f"  {stage.name:<20} {_count(stage):>20} {pace}")
             self._last = self._clock()
+        if due and (left := remaining(job)) and left != self._said:
+            self._said, self._last = left, self._clock()
+            self._console.print(f"  {left}")
 
 
 def _count(stage: Stage) -> str:

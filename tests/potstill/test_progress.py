@@ -1,9 +1,10 @@
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from potstill.progress import Bars, Lines, Pace, Stage, duration, stages
+from potstill.progress import Bars, Lines, Pace, Stage, duration, remaining, stages
 
 
 def step(name: str, kind: str, state: str, done: int = 0, total: int = 0, **more: Any) -> dict[str, Any]:
@@ -90,14 +91,41 @@ def test_lines_name_what_runs_and_what_is_over_once() -> None:
     assert "cached" in text[0]
     assert "took 4.5 s" in text[1]
     assert "1.2/2 steps" in text[2]
+    left = JOB | {"eta": {"low_seconds": 30, "high_seconds": 40, "runs": 1}}
+    for now[0] in (5.0, 8.0, 8.5, 12.0):
+        lines.update(left)
+    assert [line for line in out.getvalue().splitlines() if "left" in line] == ["  about 30 to 40 seconds left, from 1 past run"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.1, 0.3, "about to end"),
+        (0.6, 1.4, "about 1 second left"),
+        (0.2, 40, "up to 40 seconds left"),
+        (118, 121, "about 2 minutes left"),
+        (31, 50, "about 31 to 50 seconds left"),
+        (62, 130, "about 1 to 2 minutes left"),
+        (20, 3000, "up to 50 minutes left"),
+        (5400, 7400, "about 1.5 to 2.1 hours left"),
+        (80_000, 400_000, "about 22 to 111 hours left"),
+    ],
+)
+def test_the_time_to_the_end_in_words(low: float, high: float, words: str) -> None:
+    assert remaining({"eta": {"low_seconds": low, "high_seconds": high, "runs": 3}}) == f"{words}, from 3 past runs"
+
+
+def test_nothing_is_said_of_a_job_without_an_eta() -> None:
+    assert [remaining(job) for job in ({}, {"eta": None})] == ["", ""]
 
 
 def test_bars_show_stages_that_have_begun() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True)
     with Bars(console) as bars:
-        bars.update(JOB)
+        bars.update(JOB | {"eta": {"low_seconds": 30, "high_seconds": 40, "runs": 3}})
     assert "train experts" in out.getvalue()
+    assert "about 30 to 40 seconds left" in out.getvalue()
     assert "distil" not in out.getvalue()
 
 
