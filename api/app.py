@@ -36,6 +36,7 @@ from api.routes import (
     workers,
 )
 from api.service import running
+from api.startup import PlainRefusal
 from ddcore.errors import DdcoreError
 from jobs import logs
 from jobs.errors import JobsError
@@ -131,7 +132,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         openapi_tags=TAGS,
         lifespan=lifespan,
-        middleware=[Middleware(Envelope, max_upload_bytes=chosen.max_upload_bytes, registry=registry)],
+        middleware=[Middleware(PlainRefusal), Middleware(Envelope, max_upload_bytes=chosen.max_upload_bytes, registry=registry)],
         exception_handlers=HANDLERS,
         responses=PROBLEM_ANSWER,
         dependencies=[Depends(only_known_parameters)],
