@@ -10,6 +10,7 @@ come before the second of any, a job that has much running waits for those that 
 
 from collections import Counter, defaultdict
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import CTE, ColumnElement, Select, and_, func, select, text, update
@@ -18,12 +19,14 @@ from sqlalchemy.orm import Session, aliased
 from jobs.models import LIVE_JOB, LIVE_STEP, Job, JobStep, Step
 
 _MANY = 5000  # ids in one statement; SQLite takes 32,766
+_URGENT, _FIRST, _LATER, _SERVED = (aliased(Step) for _ in range(4))  # made once: to make one takes as long as to ask
 
 
+@lru_cache(maxsize=64)  # to put it together takes longer than to ask
 def next_step(queue: str, engine: str) -> Select[str]:
     """The id of the step that a worker of `engine` on `queue` has to claim next: a few searches of indexes for each owner who waits."""
-    other = aliased(Step)
-    urgent = select(other.priority).where(is_ready(other, queue, engine)).order_by(other.priority.desc()).limit(1).scalar_subquery()
+    ready = select(_URGENT.priority).where(is_ready(_URGENT, queue, engine))
+    urgent = ready.order_by(_URGENT.priority.desc()).limit(1).scalar_subquery()
     waiting, running = waiting_owners(queue, engine, urgent), running_steps(queue).subquery()
     owners = select(waiting.c.owner).outerjoin(running, running.c.owner == waiting.c.owner).where(waiting.c.owner.is_not(None))
     fewest, longest_ago = func.coalesce(running.c.number, 0), last_served(waiting.c.owner, queue).nulls_first()
@@ -39,11 +42,10 @@ def is_ready(step: Any, queue: str, engine: str) -> ColumnElement[bool]:
 
 def waiting_owners(queue: str, engine: str, priority: Any) -> CTE:
     """Each owner of ready steps of one priority, and a last row without one. The index is searched once for each, however many wait."""
-    one, another = aliased(Step), aliased(Step)
-    first = select(one.owner).where(is_ready(one, queue, engine), one.priority == priority).order_by(one.owner).limit(1)
+    first = select(_FIRST.owner).where(is_ready(_FIRST, queue, engine), _FIRST.priority == priority).order_by(_FIRST.owner).limit(1)
     found = select(first.scalar_subquery().label("owner")).cte("owners", recursive=True)
-    later = select(another.owner).where(is_ready(another, queue, engine), another.priority == priority, another.owner > found.c.owner)
-    following = later.order_by(another.owner).limit(1).scalar_subquery()
+    later = select(_LATER.owner).where(is_ready(_LATER, queue, engine), _LATER.priority == priority, _LATER.owner > found.c.owner)
+    following = later.order_by(_LATER.owner).limit(1).scalar_subquery()
     return found.union_all(select(following).where(found.c.owner.is_not(None)))
 
 
@@ -56,9 +58,8 @@ def running_steps(queue: str) -> Select[str, int]:
 
 def last_served(owner: Any, queue: str) -> Any:
     """When a step of the owner was claimed last on the queue."""
-    other = aliased(Step)
-    starts = select(other.started_at).where(other.owner == owner, other.queue == queue, other.started_at.is_not(None))
-    return starts.order_by(other.started_at.desc()).limit(1).scalar_subquery()
+    starts = select(_SERVED.started_at).where(_SERVED.owner == owner, _SERVED.queue == queue, _SERVED.started_at.is_not(None))
+    return starts.order_by(_SERVED.started_at.desc()).limit(1).scalar_subquery()
 
 
 def line_up(session: Session, job_ids: Collection[str], fresh: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 from jobs.models import Step
 from jobs.order import is_ready, last_served, running_steps, waiting_owners
 
+_OTHER = aliased(Step)
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -85,9 +86,8 @@ def _sooner(step: Step) -> ColumnElement[bool]:
 def _others(session: Session, step: Step, most: int) -> list[tuple[str, datetime | None, int]]:
     """Other owners of ready steps of the same priority: name, when last served, how many wait; counted up to `most`."""
     found = waiting_owners(step.queue, step.engine, step.priority)
-    other = aliased(Step)
-    theirs = select(literal(1).label("one")).where(is_ready(other, step.queue, step.engine), other.priority == step.priority)
-    some = theirs.where(other.owner == found.c.owner).correlate(found).limit(most).subquery()
+    theirs = select(literal(1).label("one")).where(is_ready(_OTHER, step.queue, step.engine), _OTHER.priority == step.priority)
+    some = theirs.where(_OTHER.owner == found.c.owner).correlate(found).limit(most).subquery()
     waiting = select(func.count()).select_from(some).scalar_subquery()
     query = select(found.c.owner, last_served(found.c.owner, step.queue), waiting)
     return [(name, served, number) for name, served, number in session.execute(query.where(found.c.owner != step.owner))]
