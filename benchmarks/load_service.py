@@ -94,7 +94,7 @@ def submit_jobs(settings: Settings, engine: Engine, count: int) -> list[str]:
     ids = []
     for number in range(count):
         key = hashlib.sha256(f"nothing {number}".encode()).hexdigest()
-        plan = Plan({"distill": Step("distill", "noop", {"number": number}, {}, key, QUEUE)})
+        plan = Plan({"distill": Step("distill", "report", {"seed": number}, {}, key, QUEUE)})
         ids.append(transact(make, lambda s, plan=plan: submit(s, store, "distill", SPEC, plan, resolved=MEANING).id))  # type: ignore[misc]
     return ids
 
