@@ -26,7 +26,6 @@ T = TypeVar("T")
 GRAPH_LOCK = 7_221_806_542_017
 BUSY_SECONDS = 30  # a writer waits so long for another one
 REPEATS = 5
-_IMPATIENT = {"connect_timeout": "3", "keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3"}  # libpq's, in seconds
 # libpq's, in seconds but for the last: a server that vanished without a word, or a network that swallows all, is an error, not a silence.
 _WATCHFUL = {
     "connect_timeout": "10",
@@ -35,6 +34,7 @@ _WATCHFUL = {
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
+_IMPATIENT = {"connect_timeout": "3", "keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3"}  # libpq's, in seconds
 
 
 def connect(settings: Settings) -> Engine:

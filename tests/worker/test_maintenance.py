@@ -6,10 +6,13 @@ import redis
 from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.exc import OperationalError
 
+from ddcore.plan import engine_digest
+from jobs import claims
 from jobs.database import sessions, transact
 from jobs.models import Doorbell
 from jobs.settings import Settings
-from tests.worker.service import post
+from tests.worker.service import post, until
+from worker import maintenance
 from worker.app import make_app
 from worker.maintenance import Duty, Maintenance
 
@@ -104,3 +107,24 @@ def test_losing_every_doorbell_row_is_healed_too(loop: Maintenance, settings: Se
     assert loop.relay() == 0
     assert loop.ring_again() == 1
     assert loop.relay() == 1
+
+
+def test_an_outage_is_not_held_against_the_workers(
+    loop: Maintenance, settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "_RENEWAL", 0.3)
+
+    def expire() -> None:
+        taken = transact(sessions(engine), lambda s: claims.take(s, "io", "me", engine_digest(), lease_seconds=0.0))
+        assert taken is not None
+
+    post(settings, engine, num_images=4, method={"name": "random"})
+    for _ in range(2):
+        expire()
+        assert loop.reap() == 0, "whoever lives gets the time to renew"
+        assert until(loop.reap, 5) == 1
+        loop._looked -= settings.lease_seconds  # as if the database had been away for so long
+    post(settings, engine, num_images=4, method={"name": "random"}, dataset="digits-test")
+    loop._looked = time.monotonic()
+    expire()
+    assert loop.reap() == 1, "no outage: at once"
