@@ -90,8 +90,8 @@ def collect(
 def expire(write: sessionmaker[Session], lives: Mapping[str, timedelta]) -> int:
     """Let go of the files that have outlived `lives`, a few steps at a time; returns of how many steps."""
     total = 0
-    for kind, life in lives.items():
-        while count := transact(write, lambda s, kind=kind, life=life: retention.expire(s, kind, life)):  # type: ignore[misc]
+    for kind in transact(write, lambda s: retention.outlived(s, lives)):  # looked for before others have to wait
+        while count := transact(write, lambda s, kind=kind: retention.expire(s, kind, lives[kind])):  # type: ignore[misc]
             total += count
     return total
 

@@ -1,13 +1,14 @@
 """What differs from one installation to the next, read from `POTSTILL_*` environment variables and, for secrets, from files."""
 
+import json
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ddcore.plan import STEP_VERSION
 
@@ -38,7 +39,7 @@ class Settings(BaseSettings):
     store_access_key_id: str = ""
     store_secret_access_key: SecretStr = SecretStr("")
     store_url_seconds: int = Field(3600, ge=1, le=7 * 24 * 3600, description="how long the address of a download holds")
-    keep_days: dict[str, float] = Field(
+    keep_days: Annotated[dict[str, float], NoDecode] = Field(
         default_factory=dict,
         description='how long files that nobody uses are kept, by kind of step, such as {"experts": 30}; "intermediate": all kinds that '
         "can be computed again. For good when not named",
@@ -84,6 +85,14 @@ class Settings(BaseSettings):
         if bool(self.store_access_key_id) != bool(self.store_secret_access_key.get_secret_value()):
             raise ValueError("store_access_key_id and store_secret_access_key belong together: set both or neither")
         return self
+
+    @field_validator("keep_days", mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        try:
+            return json.loads(given or "{}") if isinstance(given, str) else given
+        except ValueError as error:
+            raise ValueError('keep_days must be a JSON object of days by kind of step, such as {"experts": 30}') from error
 
     @field_validator("keep_days")
     @classmethod

@@ -228,6 +228,11 @@ def test_settings_say_how_long_each_kind_is_kept(monkeypatch: pytest.MonkeyPatch
     assert lives == dict.fromkeys(retention.INTERMEDIATE, 30 * DAY) | {"experts": 7.5 * DAY, "export": 100 * DAY}
     assert set(retention.INTERMEDIATE) == {"dataset", "teacher", "targets", "experts", "tune", "evaluate"}
     assert retention.lifetimes({"export": 9}, 2.0) == dict.fromkeys(retention.INTERMEDIATE, 2 * DAY) | {"export": 9 * DAY}
+    monkeypatch.setenv("POTSTILL_KEEP_DAYS", "")
+    assert Settings(home=tmp_path).keep_days == {}
+    monkeypatch.setenv("POTSTILL_KEEP_DAYS", "30 days")
+    with pytest.raises(ValidationError, match="must be a JSON object of days by kind of step"):
+        Settings(home=tmp_path)
     for wrong, said in (({"expert": 1}, "keep_days names expert; the kinds are dataset"), ({"experts": 0}, "more than 0")):
         with pytest.raises(ValidationError, match=said):
             Settings(home=tmp_path, keep_days=wrong)
