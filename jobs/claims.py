@@ -14,25 +14,27 @@ from sqlalchemy.orm import Session
 
 from jobs.database import lock_graph, now
 from jobs.errors import LeaseLost
-from jobs.graph import after_failure, after_start, after_stop, after_success, is_wanted, move_steps, write_event
+from jobs.graph import after_failure, after_start, after_stop, after_success, is_wanted, jobs_of, move_steps, write_event
 from jobs.ids import new_id
-from jobs.models import Artifact, Doorbell, Step, StepInput
+from jobs.models import LIVE_JOB, Artifact, Doorbell, Step, StepInput
 from jobs.order import next_step
 
 LEASE_SECONDS = 90.0
 SHORT_OF_MEMORY = ("out_of_memory", "worker_lost")  # failures after which to keep less: a kernel that is out of memory kills
 LONGEST_TEXT = 10_000  # characters of an error's detail, hint or trace
+MOST_JOBS = 10  # that a claim names
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A step that this worker, and nobody else, runs until `lease_until`."""
+    """A step that this worker, and nobody else, runs until `lease_until`. jobs: live ones that need it, some of them if they are many."""
 
     step_id: str
     attempt: int
     kind: str
     queue: str
     lease_until: datetime
+    jobs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Work:
     """All that running a step takes. inputs: role -> for each input step, in the plan's order, its files.
 
     key names the output, and so a checkpoint of it: a later step with the same key goes on from there. short_of_memory: the attempt
-    before failed in a way that points to it, so this one is to keep as little in memory as it can.
+    before failed in a way that points to it, so this one is to keep as little in memory as it can. jobs: as in `Claim`.
     """
 
     step_id: str
@@ -58,7 +60,8 @@ class Work:
     kind: str
     params: dict[str, Any]
     inputs: dict[str, list[list[InputFile]]]
-    short_of_memory: bool = False
+    short_of_memory: bool
+    jobs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def claim(session: Session, step_id: str, worker: str, *, lease_seconds: float =
     step = session.get_one(Step, step_id, populate_existing=True)
     write_event(session, "step_started", at, step_id=step_id, attempt=step.attempt, worker=worker)
     after_start(session, step_id, at)
-    return Claim(step_id, step.attempt, step.kind, step.queue, until)
+    return Claim(step_id, step.attempt, step.kind, step.queue, until, _jobs(session, step_id))
 
 
 def heartbeat(session: Session, step_id: str, attempt: int, *, lease_seconds: float = LEASE_SECONDS) -> Literal["ok", "cancel", "lost"]:
@@ -126,7 +129,8 @@ def load(session: Session, step_id: str, attempt: int) -> Work:
     inputs: dict[str, list[list[InputFile]]] = {}
     for edge in edges:
         inputs.setdefault(edge.role, []).append(files[edge.needs_id])
-    return Work(step_id, attempt, step.key, step.kind, step.params, inputs, step.error_code in SHORT_OF_MEMORY)
+    short = step.error_code in SHORT_OF_MEMORY
+    return Work(step_id, attempt, step.key, step.kind, step.params, inputs, short, _jobs(session, step_id))
 
 
 def succeed(session: Session, step_id: str, attempt: int, artifacts: Sequence[NewArtifact], summary: dict[str, Any]) -> None:
@@ -185,6 +189,10 @@ def reap(session: Session, limit: int = 100) -> int:
 def holds(step_id: str, attempt: int) -> ColumnElement[bool]:
     """The fence: this attempt still owns the step."""
     return and_(Step.id == step_id, Step.attempt == attempt, Step.state == "running")
+
+
+def _jobs(session: Session, step_id: str) -> tuple[str, ...]:
+    return tuple(jobs_of(session, step_id, *LIVE_JOB)[:MOST_JOBS])
 
 
 def _require(session: Session, step_id: str, attempt: int) -> Step:

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 # What a line may carry beside its message, by `extra=` or by `bind`, in this order.
 FIELDS = (
     *("request_id", "job_id", "job_ids", "step_id", "attempt", "kind", "queue", "worker"),
-    *("method", "route", "path", "status", "client", "seconds", "code", "pid"),
+    *("method", "route", "path", "status", "client", "seconds", "code", "pid", "gpu"),
 )
 # Celery's "received" and "succeeded" of each message, of which the step's own lines say more; Alembic's at each look at the revision.
 _QUIET = ("celery.worker.strategy", "celery.app.trace", "alembic.runtime.migration")

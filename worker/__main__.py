@@ -1,13 +1,14 @@
 """`python -m worker [--queues gpu,cpu,io] [--concurrency auto]`: a Celery worker with the flags that it needs."""
 
 import argparse
+import logging
 import os
 import socket
-import sys
 import time
 
 from sqlalchemy.exc import OperationalError
 
+from jobs import logs
 from jobs.database import connect
 from jobs.errors import WrongRevision
 from jobs.migrate import check_revision
@@ -18,6 +19,7 @@ from worker.app import app
 
 # What a worker says to other workers is of no use here, and each costs Redis a broadcast; they have no settings, only flags.
 _QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -30,6 +32,8 @@ def main() -> None:
     if unknown := set(queues) - set(QUEUES):
         parser.error(f"no queue is called {', '.join(sorted(unknown))}; there are: {', '.join(QUEUES)}")
     children = _children(args.concurrency, queues, parser)
+    settings = get_settings()
+    logs.configure(settings.log_level, settings.log_json)  # Celery sets them up too, but not before its first warnings
     _wait_for_database()
     options = ["--pool", "prefork", "--concurrency", str(children), "--queues", ",".join(queues), "--hostname", args.name]
     app.worker_main(["--quiet", "worker", *options, *_QUIET])
@@ -55,7 +59,7 @@ def _wait_for_database() -> None:
         except WrongRevision as error:
             raise SystemExit(f"{error.detail}: {error.hint}") from None
         except OperationalError as error:
-            print(f"the database cannot be reached; trying again: {str(error).splitlines()[0]}", file=sys.stderr)
+            log.warning("the database cannot be reached; trying again: %s", str(error).partition("\n")[0])
             time.sleep(2)
 
 

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 def run(step_id: str, attempt: int) -> int:
     """Run the attempt that a supervisor has claimed and record how it ended; the exit code for the supervisor."""
     allow_open_files()
+    logs.bind(step_id=step_id, attempt=attempt)
     settings = get_settings()
     engine = connect(settings)
     began = time.monotonic()
@@ -57,7 +58,7 @@ def run(step_id: str, attempt: int) -> int:
     finally:
         engine.dispose()
     seconds = round(time.monotonic() - began, 2)
-    log.info("runner ends", extra=runner.ids | {"code": code.name, "seconds": seconds})
+    log.info("runner ends", extra={"code": code.name, "seconds": seconds})
     return code
 
 
@@ -75,7 +76,6 @@ class _Runner:
     def __init__(self, settings: Settings, factory: sessionmaker[Session], step_id: str, attempt: int) -> None:
         self.settings, self.sessions, self.step_id, self.attempt = settings, factory, step_id, attempt
         self.stop, self.lost = threading.Event(), threading.Event()
-        self.ids: dict[str, object] = {"step_id": step_id, "attempt": attempt}
         self._last_sign = 0.0
         self.store = open_store(settings, self._sign)
 
@@ -92,12 +92,13 @@ class _Runner:
         except Exception as error:
             if isinstance(error, StoreAway | StoreFull) and self.stop.is_set():
                 return Exit.LOST if self.lost.is_set() else Exit.STOPPED
-            log.warning("step fails", exc_info=error, extra=self.ids)
+            log.warning("step fails", exc_info=error)
             return self._fail(error)
 
     def _execute(self) -> None:
         work = self._commit(lambda s: claims.load(s, self.step_id, self.attempt))
-        log.info("runner begins", extra=self.ids | {"kind": work.kind, "pid": os.getpid()})
+        logs.bind(job_ids=work.jobs, kind=work.kind)
+        log.info("runner begins", extra={"pid": os.getpid()})
         place = Workplace(self.settings.scratch / "steps", work.key, self.attempt)
         cache = InputCache(self.settings.scratch / "inputs", self.store, self.settings.cache_bytes)
         recorder = Recorder(self.sessions, self.step_id, self.attempt, self._on_lost)
@@ -124,7 +125,7 @@ class _Runner:
             cache.close()
             place.sweep()
         except OSError as error:
-            log.warning("the step succeeded, but its scratch files could not be tidied: %s", error, extra=self.ids)
+            log.warning("the step succeeded, but its scratch files could not be tidied: %s", error)
 
     def _keep(self, out: Path) -> list[claims.NewArtifact]:
         """Put every file of `out` into the store. Nobody sees them before the transaction that names them."""
@@ -145,7 +146,7 @@ class _Runner:
                 self._commit(lambda s, held=held: self._name(s, held, artifacts, summary))  # type: ignore[misc]
                 return
             except condemned.HeldTooLongAgo as error:
-                log.info("%s", error.detail, extra=self.ids)
+                log.info("%s", error.detail)
 
     def _name(self, session: Session, held: datetime, artifacts: list[claims.NewArtifact], summary: dict[str, Any]) -> None:
         condemned.require(session, held)

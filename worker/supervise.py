@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from sqlalchemy.orm import Session, sessionmaker
 
 from ddcore.plan import engine_digest
-from jobs import claims, workers
+from jobs import claims, logs, workers
 from jobs.database import transact
 from jobs.errors import LeaseLost
 from jobs.settings import Settings
@@ -42,10 +42,6 @@ class _Watch:
     kill_at: float = math.inf
     killed_at: float = math.inf
 
-    @property
-    def ids(self) -> dict[str, object]:
-        return {"step_id": self.step_id, "attempt": self.attempt}
-
 
 class Supervisor:
     """Runs steps one after the other, each in a runner of its own. draining: set (by a signal) to hand back what is running."""
@@ -66,9 +62,14 @@ class Supervisor:
         if claim is None:
             log.debug("doorbell, but no step is ready", extra={"queue": queue})
             return "ignored"
+        ids = {"job_ids": claim.jobs, "step_id": claim.step_id, "attempt": claim.attempt, "kind": claim.kind}
+        with logs.bound(**ids, queue=claim.queue, worker=self.name):
+            return self._see_through(claim)
+
+    def _see_through(self, claim: claims.Claim) -> str:
         step_id, began = claim.step_id, time.monotonic()
         watch = _Watch(step_id, claim.attempt, began + self.settings.heartbeat_seconds)
-        log.info("step claimed", extra=watch.ids | {"kind": claim.kind})
+        log.info("step claimed")
         self.launcher.start(step_id, claim.attempt)
         while (code := self.launcher.poll()) is None:
             self._look(watch)
@@ -80,7 +81,7 @@ class Supervisor:
             outcome = "lost"
         except AWAY:
             outcome = "unrecorded"  # its lease will run out
-        log.info("step %s", outcome, extra=watch.ids | {"kind": claim.kind, "code": code, "seconds": round(time.monotonic() - began, 2)})
+        log.info("step %s", outcome, extra={"code": code, "seconds": round(time.monotonic() - began, 2)})
         self._unfit = 0 if self.launcher.pid else self._unfit + 1
         self._step_aside()
         return outcome
@@ -108,7 +109,7 @@ class Supervisor:
         if self.launcher.silence() > self.settings.stall_seconds and watch.why is None:
             watch.why, watch.kill_at = "stall", now
         if now >= watch.kill_at:
-            log.warning("killing the runner: %s", watch.why, extra=watch.ids)
+            log.warning("killing the runner: %s", watch.why)
             self.launcher.signal(signal.SIGKILL)
             watch.kill_at, watch.killed_at = math.inf, now
         elif now >= watch.killed_at + _KILLED:
@@ -120,13 +121,13 @@ class Supervisor:
             answer = transact(self.sessions, lambda s: claims.heartbeat(s, watch.step_id, watch.attempt, lease_seconds=lease))
         except AWAY as error:
             if not watch.away:
-                log.warning("heartbeats fail: %s", (str(error).splitlines() or [type(error).__name__])[0], extra=watch.ids)
+                log.warning("heartbeats fail: %s", (str(error).splitlines() or [type(error).__name__])[0])
             watch.away = True
             watch.next_beat = now + min(1.0, self.settings.heartbeat_seconds)
             return
         watch.next_beat = now + self.settings.heartbeat_seconds
         if watch.away:
-            log.info("heartbeats work again", extra=watch.ids)
+            log.info("heartbeats work again")
             watch.away = False
         if answer == "cancel" and watch.why is None:
             self._stop(watch, "cancel", now)
@@ -137,7 +138,7 @@ class Supervisor:
             watch.missed = True
 
     def _stop(self, watch: _Watch, why: Why, now: float) -> None:
-        log.info("asking the runner to stop: %s", why, extra=watch.ids)
+        log.info("asking the runner to stop: %s", why)
         watch.why, watch.kill_at = why, now + self.settings.stop_grace_seconds
         self.launcher.signal(signal.SIGTERM)
 
@@ -165,7 +166,7 @@ class Supervisor:
         return self._crashed(step_id, attempt, "internal", f"the runner ended with code {code}", "see the worker's log", words)
 
     def _crashed(self, step_id: str, attempt: int, error: str, detail: str, hint: str, words: str) -> str:
-        log.warning(detail, extra={"step_id": step_id, "attempt": attempt})
+        log.warning(detail)
         if words:
             hint = f"{hint}; its last words are in the job's events" if hint else "its last words are in the job's events"
         self._commit(lambda s: claims.fail(s, step_id, attempt, error, detail, hint, retryable=True, trace=words))

@@ -98,6 +98,14 @@ def test_a_small_job_runs_to_its_end(service: Service) -> None:
     with sessions(service.engine)() as session:
         assert session.get_one(Job, job_id).state == "succeeded"
     assert {service.step(step).attempt for step in steps.values()} == {1}
+    for step_id in set(steps.values()):  # what leads from a job to its steps' attempts, in both processes
+        for message in ("step claimed", "runner begins", "runner ends", "step succeeded"):
+            (line,) = until(lambda message=message, step_id=step_id: service.logged("one", message, step_id=step_id, attempt=1), 10)
+            assert job_id in line["job_ids"], line
+            assert line["kind"] == service.step(step_id).kind
+        assert service.logged("one", "step claimed", step_id=step_id)[0]["queue"] == service.step(step_id).queue
+    plain = [line for line in service.log("one").read_text().splitlines() if not line.startswith("{")]
+    assert plain == [], "lines that no program can read"
 
 
 def test_doubled_and_late_doorbells_run_nothing_twice(service: Service) -> None:
