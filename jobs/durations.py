@@ -3,9 +3,10 @@
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from functools import lru_cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, literal, select, union_all
+from sqlalchemy import CompoundSelect, bindparam, literal, select, union_all
 from sqlalchemy.orm import Session
 
 from ddcore.checks import digest
@@ -36,22 +37,30 @@ def past_runs(session: Session, wanted: Collection[str], queue: str | None = Non
 
     Only runs that succeeded at their first attempt: a later one may have gone on from a checkpoint.
     """
-    runs = [_latest(shape, Step.shape == shape) for shape in wanted if shape]
-    if queue is not None:
-        runs.append(_latest("", Step.queue == queue))
+    names = [shape for shape in wanted if shape]
     found: Durations = defaultdict(list)
-    for start in range(0, len(runs), _MANY):
-        for shape, started, finished in session.execute(union_all(*runs[start : start + _MANY])):
-            if started is not None and finished is not None:
-                found[shape].append((finished - started).total_seconds())
+    for start in range(0, max(len(names), 1), _MANY):
+        some = names[start : start + _MANY]
+        also = queue if start == 0 else None
+        values = {f"shape_{n}": shape for n, shape in enumerate(some)} | ({} if also is None else {"queue": also})
+        for n, started, finished in session.execute(_latest(len(some), also is not None), values) if values else ():
+            found[some[n] if n >= 0 else ""].append((finished - started).total_seconds())
     return found, found.pop("", [])
 
 
-def _latest(name: str, which: ColumnElement[bool]) -> Select[str, datetime | None, datetime | None]:
-    done = select(literal(name).label("name"), Step.started_at, Step.finished_at)
-    done = done.where(which, Step.state == "succeeded", Step.attempt == 1)
-    rows = done.order_by(Step.finished_at.desc()).limit(RUNS).subquery()
-    return select(rows.c.name, rows.c.started_at, rows.c.finished_at)
+@lru_cache(maxsize=256)  # to put it together takes longer than to ask
+def _latest(count: int, with_queue: bool) -> CompoundSelect[Any]:
+    """Number, start and end of the latest runs of so many shapes, and of a queue under the number -1."""
+    which = {n: Step.shape == bindparam(f"shape_{n}") for n in range(count)}
+    if with_queue:
+        which[-1] = Step.queue == bindparam("queue")
+    parts = []
+    for n, wanted in which.items():
+        done = select(literal(n).label("number"), Step.started_at, Step.finished_at)
+        done = done.where(wanted, Step.state == "succeeded", Step.attempt == 1)
+        rows = done.order_by(Step.finished_at.desc()).limit(RUNS).subquery()
+        parts.append(select(rows.c.number, rows.c.started_at, rows.c.finished_at))
+    return union_all(*parts)
 
 
 def low_and_high(values: Sequence[float]) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def put_in_use(world: World) -> str:
     """Jobs in every state, with all that comes with them; the id of one that can go on."""
     database = world.database
     database.write(catalogue.ensure_builtins)
-    done = world.submit(plan("a", "distill<a", seed=1), labels=["paper"], priority=3)
+    done = world.submit(plan("a", "distill<a", seed=1), labels=["paper"], priority=3, owner="ada")
     world.run(done, "a", "distill")
     failed = world.submit(plan("a", "distill<a", seed=2))
     held = world.claim(failed, "a")

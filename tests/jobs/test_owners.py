@@ -61,6 +61,28 @@ def test_one_worker_alternates_and_two_take_one_each(world: World) -> None:
     assert served(world, 4) == "baba"
 
 
+def test_what_fans_out_spreads_over_all_workers_and_is_halved_when_another_comes(world: World) -> None:
+    names = [f"cell{n}" for n in range(12)]
+    wide = world.submit(plan("data", *(f"{name}<data" for name in names), "distill<" + ",".join(names)), owner="ada")
+    world.run(wide, "data")
+    held = [next_claim(world) for _ in range(4)]
+    assert {step.name for step in world.job(wide).steps if step.state == "running"} == set(names[:4]), "all four workers at once"
+    other = world.submit(plan(*names, "distill<" + ",".join(names), seed=1), owner="bob")
+    shares = []
+    for _ in range(8):
+        world.finish(held.pop(0))
+        held.append(next_claim(world))
+        shares.append(sum(owner_of(world, one) == "bob" for one in held))
+    assert shares == [1, 2, 2, 2, 2, 2, 2, 2]
+    world.database.write(lambda s: cancel(s, wide))
+    for one in held:
+        world.finish(one) if owner_of(world, one) == "bob" else world.database.write(
+            lambda s, one=one: release(s, one.step_id, one.attempt)
+        )
+    assert [owner_of(world, next_claim(world)) for _ in range(4)] == ["bob"] * 4
+    assert {step.state for step in world.job(other).steps} == {"succeeded", "running", "ready", "blocked"}
+
+
 def test_a_more_urgent_job_comes_first_whoever_had_more(world: World) -> None:
     post(world, "ada", 3)
     post(world, "bob", 3, first=100)
