@@ -37,7 +37,12 @@ log = logging.getLogger(__name__)
 
 
 def broker_url(redis_url: str) -> str:
-    """Celery's spelling of a Redis URL: redis-py's `unix:///path?db=1` is kombu's `redis+socket:///path?virtual_host=1`."""
+    """Celery's spelling of a Redis URL: redis-py's `unix:///path?db=1` is kombu's `redis+socket:///path?virtual_host=1`.
+
+    And redis-py checks the certificate of a `rediss://` server by itself, which kombu does only when told to.
+    """
+    if redis_url.startswith("rediss://") and "ssl_cert_reqs=" not in redis_url:
+        return f"{redis_url}{'&' if '?' in redis_url else '?'}ssl_cert_reqs=required"
     if not redis_url.startswith("unix://"):
         return redis_url
     return "redis+socket://" + redis_url.removeprefix("unix://").replace("?db=", "?virtual_host=").replace("&db=", "&virtual_host=")

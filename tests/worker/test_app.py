@@ -31,6 +31,12 @@ def test_a_socket_is_understood_in_both_spellings(redis_url: str) -> None:
     assert broker_url("redis://host:1/2") == "redis://host:1/2"
 
 
+def test_the_certificate_of_a_server_is_checked_unless_the_url_says_otherwise() -> None:
+    assert broker_url("rediss://host:1/2") == "rediss://host:1/2?ssl_cert_reqs=required"
+    assert broker_url("rediss://host:1/2?ssl_ca_certs=ca.pem") == "rediss://host:1/2?ssl_ca_certs=ca.pem&ssl_cert_reqs=required"
+    assert broker_url("rediss://host:1/2?ssl_cert_reqs=none") == "rediss://host:1/2?ssl_cert_reqs=none"
+
+
 def test_no_message_is_unpickled_and_none_is_taken_early() -> None:
     conf = make_app("redis://localhost:1/0").conf
     assert conf.accept_content == ["json"]
