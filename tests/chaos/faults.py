@@ -74,9 +74,15 @@ def kill_child(scene: Scene) -> None:
 
 def kill_worker(scene: Scene) -> None:
     step, worker, _ = scene.stand.victim(scene.job_id, scene.step)
-    group = scene.random.random() < 0.5
-    scene.stand.kill(worker, group=group)
-    scene.said.append(f"{step.kind}, {'its whole group' if group else 'the main process alone'}")
+    scene.stand.kill(worker)
+    scene.said.append(step.kind)
+
+
+def kill_main(scene: Scene) -> None:
+    """The process that Celery began with, and not its children."""
+    step, worker, _ = scene.stand.victim(scene.job_id, scene.step)
+    scene.stand.kill(worker, group=False)
+    scene.said.append(step.kind)
 
 
 def terminate_worker(scene: Scene) -> None:
@@ -239,6 +245,7 @@ FAULTS = {
     "runner-killed": Fault(kill_runner),
     "child-killed": Fault(kill_child),
     "worker-killed": Fault(kill_worker),
+    "main-killed": Fault(kill_main),
     "worker-terminated": Fault(terminate_worker),
     "worker-frozen": Fault(freeze_worker),
     "redis-restarted": Fault(restart_redis),

@@ -108,7 +108,7 @@ class Stand(Service):
             if name == "api":  # so that nothing new comes in
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(10)
-        deadline = time.monotonic() + (0 if STOP.is_set() else 25)
+        deadline = time.monotonic() + (0 if STOP.is_set() else 40)
         while (left := self.living()) and time.monotonic() < deadline:
             for process in self.processes.values():
                 process.poll()
@@ -117,6 +117,8 @@ class Stand(Service):
         for one in left:
             with contextlib.suppress(psutil.Error):
                 one.kill()
+        for process in self.processes.values():
+            process.wait()
         self.engine.dispose()
         return said
 
