@@ -5,10 +5,10 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench load up clean chaos
+.PHONY: help venv demo test check bench compose-check load up clean chaos
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 venv: .venv/.made ## build the virtual environment (once, and when its pins change)
 
@@ -51,6 +51,9 @@ bench: venv ## measure the engine against plain PyTorch (under seven minutes on 
 
 load: venv ## 10,000 jobs, 100 workers, 2,000 pollers and 200 event streams on one API process (minutes; leave the machine alone meanwhile)
 	$(BIN)/python -m benchmarks.load
+
+compose-check: venv ## build the images, run the demo on the composed stack, and restart each part (needs Docker; PROFILES=s3,monitoring for these too)
+	$(BIN)/python -m tests.compose.check $(if $(PROFILES),--profiles $(PROFILES))
 
 up: venv ## run the whole stack on 127.0.0.1:$(PORT) until Ctrl-C
 	@$(BIN)/potstill up --port $(PORT)
