@@ -102,8 +102,11 @@ def sessions(engine: Engine) -> sessionmaker[Session]:
 
 
 def readers(engine: Engine) -> sessionmaker[Session]:
-    """Sessions that only read: on SQLite they take no write lock and wait for nobody."""
-    return sessionmaker(engine.execution_options(reads_only=True), expire_on_commit=False)
+    """Sessions that only read, and wait for nobody. All that one reads is as it was at one moment, however many statements it takes."""
+    options: dict[str, Any] = {"reads_only": True}
+    if engine.dialect.name == "postgresql":
+        options["isolation_level"] = "REPEATABLE READ"  # else a job's row and its result may be of before and after a commit
+    return sessionmaker(engine.execution_options(**options), expire_on_commit=False)
 
 
 def transact(make: sessionmaker[Session], work: Callable[[Session], T]) -> T:

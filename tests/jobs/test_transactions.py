@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from jobs import database as module
-from jobs.database import REPEATS, connect, lock_graph, now
+from jobs.database import REPEATS, connect, lock_graph, now, readers
 from jobs.ids import new_id
 from jobs.models import Dataset, Step
 from jobs.settings import Settings
@@ -105,6 +105,17 @@ def test_settings_are_read_from_the_environment_and_make_sense(monkeypatch: pyte
     assert (settings.database_url, str(settings.store)) == ("sqlite:////data/potstill/potstill.db", "/data/potstill/blobs")
     with pytest.raises(ValueError, match=r"heartbeat_seconds \(40\) must be at most half of lease_seconds \(60\)"):
         Settings(heartbeat_seconds=40)
+
+
+def test_a_reader_sees_one_moment(database: Database) -> None:
+    def steps(session: Session) -> int:
+        return session.scalar(select(func.count()).select_from(Step)) or 0
+
+    with readers(database.engine)() as session:
+        assert steps(session) == 0
+        database.write(lambda s: s.add(_step("k")))
+        assert steps(session) == 0, "a job's state and its result would not fit together"
+    assert database.read(steps) == 1
 
 
 def test_a_database_that_says_nothing_is_an_error_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
