@@ -20,7 +20,7 @@ def job_body(service: Service, request: Request, job_id: str) -> JobBody:
     """The job as of now, and when to ask for it again."""
     began = time.thread_time()
     with service.read() as session:
-        job = views.job(session, job_id)
+        job = views.job(session, job_id, service.recent)
     again = None if job.state in JOB_ENDS else service.pace.again(time.thread_time() - began)
     return with_links(request, job, again)
 

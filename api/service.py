@@ -18,10 +18,12 @@ from api.pace import Pace
 from api.shutdown import set_on_shutdown
 from jobs import catalogue, condemned, database, migrate, quota
 from jobs.errors import StoreUnusable, WrongRevision
+from jobs.recent import Recent
 from jobs.settings import Settings
 from jobs.store import Blob, Store, open_store
 
 T = TypeVar("T")
+RECENT = 1.0  # seconds for which what is the same for all readers may be remembered
 POLLERS = 4  # threads that look for news on behalf of event streams, however many watch
 
 log = logging.getLogger("potstill.api")
@@ -40,6 +42,7 @@ class Service:
     stopping: asyncio.Event
     tail: Tail
     pace: Pace
+    recent: Recent
 
     def require_room(self, needed: int) -> None:
         """Raises `NoRoom` unless a file of so many bytes fits into the store."""
@@ -72,7 +75,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         await to_thread.run_sync(_check, engine)
         readers, sessions = database.readers(engine), database.sessions(engine)
         pollers, stopping = CapacityLimiter(POLLERS), asyncio.Event()
-        service = Service(settings, engine, readers, sessions, store, pollers, stopping, Tail(readers, pollers), Pace())
+        service = Service(settings, engine, readers, sessions, store, pollers, stopping, Tail(readers, pollers), Pace(), Recent(RECENT))
         await to_thread.run_sync(service.write, catalogue.ensure_builtins)
         app.state.service = service
         with set_on_shutdown(stopping):

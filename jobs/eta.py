@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from jobs.bodies import Eta, Queue
 from jobs.durations import Durations, low_and_high, past_runs
 from jobs.models import LIVE_STEP, JobStep, Step, StepInput
+from jobs.recent import Recent
 from jobs.workers import Crew
 
 _SPREAD = 1.28  # deviations from the mean to the 10th and to the 90th percentile
@@ -35,7 +36,13 @@ class _Hands:
 
 
 def eta(
-    session: Session, job_id: str, steps: Sequence[Step], crews: Sequence[Crew], waits: tuple[Step, Queue] | None, at: datetime
+    session: Session,
+    job_id: str,
+    steps: Sequence[Step],
+    crews: Sequence[Crew],
+    waits: tuple[Step, Queue] | None,
+    at: datetime,
+    recent: Recent,
 ) -> Eta | None:
     """The time to the end of a live job, or None if a step of it has no past run to compare with, or nobody is there to run it.
 
@@ -48,7 +55,8 @@ def eta(
     parts = [[step for step in left if step.queue == queue] for queue in sorted({step.queue for step in left})]
     if not all(_hands(part, crews).most for part in parts):
         return None
-    past, pace = past_runs(session, {step.shape for step in left}, waits[0].queue if waits else None)
+    shapes, queue = frozenset(step.shape for step in left), waits[0].queue if waits else None
+    past, pace = recent.get(("past", shapes, queue), lambda: past_runs(session, shapes, queue))
     ranges = {step.id: found for step in left if (found := _left(step, past, at)) is not None}
     wait = _wait(waits[0], waits[1], crews, pace) if waits else _Range(0.0, 0.0)
     if not left or len(ranges) < len(left) or wait is None:
@@ -64,14 +72,24 @@ def eta(
 
 
 def _left(step: Step, past: Durations, at: datetime) -> _Range | None:
-    """The time to the end of a step, once it begins; None if that is not known."""
+    """The time to the end of a step, once it begins: of one that runs, as those took that took longer than it has by now, or else by its
+    own rate. None if that is not known."""
     if not past.get(step.shape):
         return None
     if step.state != "running" or step.started_at is None:
         return _Range(*low_and_high(past[step.shape]))
     spent = (at - step.started_at).total_seconds()
-    longer = [seconds - spent for seconds in past[step.shape] if seconds > spent]
-    return _Range(*low_and_high(longer)) if longer else None  # it has outlasted all there is to compare with
+    if longer := [seconds - spent for seconds in past[step.shape] if seconds > spent]:
+        return _Range(*low_and_high(longer))
+    own = seconds_left(step, at)  # it has outlasted all there is to compare with
+    return None if own is None else _Range(own, own)
+
+
+def seconds_left(step: Step, at: datetime) -> float | None:
+    """Seconds to the end of a running step at its present rate, less those that went by since its last report; None if it tells none."""
+    if step.state != "running" or not step.rate or step.total is None or step.done is None or step.progress_at is None:
+        return None
+    return round(max((step.total - step.done) / step.rate - (at - step.progress_at).total_seconds(), 0.0), 1)
 
 
 def _hands(steps: Sequence[Step], crews: Sequence[Crew]) -> _Hands:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import func, or_, select
@@ -11,21 +11,28 @@ from sqlalchemy.orm import Session
 from jobs.bodies import Error, EventView, JobView, Page, Progress, Queue, StepView
 from jobs.database import now
 from jobs.errors import NotFound
-from jobs.eta import eta
+from jobs.eta import eta, seconds_left
 from jobs.models import LIVE_JOB, Event, Job, JobLabel, JobStep, Result, Step
 from jobs.pages import page
 from jobs.phases import phase
 from jobs.place import rank, steps_ahead
+from jobs.recent import FRESH, Recent
 from jobs.workers import crews, other_engine
 
 
-def job(session: Session, job_id: str) -> JobView:
-    """One job, with its place in the queue. Raises `NotFound`."""
-    row = session.get(Job, job_id)
-    if row is None:
+def job(session: Session, job_id: str, recent: Recent = FRESH) -> JobView:
+    """One job, with its place in the queue. Raises `NotFound`.
+
+    recent: what it may remember of the service as a whole (who works, what time it is there, how long steps took), for those who ask
+    for many jobs. What is told of the job itself is always as of now.
+    """
+    query = select(Job, Result, JobLabel.label).outerjoin(Result, Result.job_id == Job.id).outerjoin(JobLabel, JobLabel.job_id == Job.id)
+    found = session.execute(query.where(Job.id == job_id).order_by(JobLabel.label)).all()
+    if not found:
         raise NotFound("job", job_id)
-    (view,) = _job_views(session, [row], with_queue=True)
-    return view
+    row, result, _ = found[0]
+    labels = [label for _, _, label in found if label is not None]
+    return _job_view(session, row, _steps(session, [job_id])[job_id], labels, result, _time(session, recent), recent)
 
 
 def jobs(
@@ -49,29 +56,47 @@ def jobs(
     if label is not None:
         query = query.join(JobLabel, JobLabel.job_id == Job.id).where(JobLabel.label == label)
     rows, after = page(session, query, Job.id, limit, cursor)
-    return Page(data=_job_views(session, rows, with_queue=False), has_more=after is not None, next_cursor=after)
+    return Page(data=_job_views(session, rows), has_more=after is not None, next_cursor=after)
 
 
-def _job_views(session: Session, rows: Sequence[Job], *, with_queue: bool) -> list[JobView]:
+def _job_views(session: Session, rows: Sequence[Job]) -> list[JobView]:
     ids = [row.id for row in rows]
-    links: dict[str, list[tuple[JobStep, Step]]] = defaultdict(list)
-    query = select(JobStep, Step).join(Step, Step.id == JobStep.step_id).where(JobStep.job_id.in_(ids))
-    for link, step in session.execute(query.order_by(JobStep.job_id, JobStep.position)):
-        links[link.job_id].append((link, step))
+    links = _steps(session, ids)
     labels: dict[str, list[str]] = defaultdict(list)
     for one in session.scalars(select(JobLabel).where(JobLabel.job_id.in_(ids)).order_by(JobLabel.label)):
         labels[one.job_id].append(one.label)
     results = {one.job_id: one for one in session.scalars(select(Result).where(Result.job_id.in_(ids)))}
     at = now(session)
-    return [_job_view(session, row, links[row.id], labels[row.id], results.get(row.id), at, with_queue) for row in rows]
+    return [_job_view(session, row, links[row.id], labels[row.id], results.get(row.id), at, None) for row in rows]
+
+
+def _steps(session: Session, job_ids: Sequence[str]) -> dict[str, list[tuple[JobStep, Step]]]:
+    """The steps of the jobs, in the order of their plans."""
+    links: dict[str, list[tuple[JobStep, Step]]] = defaultdict(list)
+    query = select(JobStep, Step).join(Step, Step.id == JobStep.step_id).where(JobStep.job_id.in_(job_ids))
+    for link, step in session.execute(query.order_by(JobStep.job_id, JobStep.position)):
+        links[link.job_id].append((link, step))
+    return links
+
+
+def _time(session: Session, recent: Recent) -> datetime:
+    """The time by the database's clock."""
+    return datetime.now(UTC) + recent.get("ahead", lambda: now(session) - datetime.now(UTC))
 
 
 def _job_view(
-    session: Session, row: Job, links: list[tuple[JobStep, Step]], labels: list[str], result: Result | None, at: datetime, with_queue: bool
+    session: Session,
+    row: Job,
+    links: list[tuple[JobStep, Step]],
+    labels: list[str],
+    result: Result | None,
+    at: datetime,
+    recent: Recent | None,
 ) -> JobView:
+    """recent: None for what is quickly told, without place and time to go."""
     distinct = list({step.id: step for _, step in links}.values())
-    live = with_queue and row.state in LIVE_JOB
-    there = crews(session, at) if live else []
+    live = recent if row.state in LIVE_JOB else None
+    there = live.get("crews", lambda: crews(session, at)) if live else []
     waits = _place(session, distinct) if live else None
     queue, engine = (waits[1], other_engine(there, waits[0])) if waits else (None, None)
     made: dict[str, Any] = {result.kind: result.id} if result else {}
@@ -91,7 +116,7 @@ def _job_view(
         finished_at=row.finished_at,
         progress=_job_progress(row, links, at),
         queue=queue,
-        eta=eta(session, row.id, distinct, there, waits, at) if live else None,
+        eta=eta(session, row.id, distinct, there, waits, at, live) if live else None,
         steps=[_step_view(link, step, at) for link, step in links],
         results={**made, "summaries": {link.name: step.summary for link, step in links if step.summary is not None}},
         error=_error(row),
@@ -116,7 +141,7 @@ def _job_progress(row: Job, links: list[tuple[JobStep, Step]], at: datetime) -> 
             done += 1
         elif step.state == "running" and step.total:
             done += min((step.done or 0) / step.total, 1.0)
-            etas.append(_eta(step, at))
+            etas.append(seconds_left(step, at))
     known = [eta for eta in etas if eta is not None]
     live = row.state in ("queued", "running")
     return Progress(done=round(done, 3), total=len(steps), unit="steps", eta_seconds=max(known) if live and known else None)
@@ -125,7 +150,7 @@ def _job_progress(row: Job, links: list[tuple[JobStep, Step]], at: datetime) -> 
 def _step_view(link: JobStep, step: Step, at: datetime) -> StepView:
     progress = None
     if step.done is not None:
-        progress = Progress(done=step.done, total=step.total, unit=step.unit or "", eta_seconds=_eta(step, at))
+        progress = Progress(done=step.done, total=step.total, unit=step.unit or "", eta_seconds=seconds_left(step, at))
     return StepView(
         id=step.id,
         name=link.name,
@@ -139,13 +164,6 @@ def _step_view(link: JobStep, step: Step, at: datetime) -> StepView:
         note=step.note,
         error=_error(step),
     )
-
-
-def _eta(step: Step, at: datetime) -> float | None:
-    """Seconds to the end of a running step at its present rate, less those that went by since its last report."""
-    if step.state != "running" or not step.rate or step.total is None or step.done is None or step.progress_at is None:
-        return None
-    return round(max((step.total - step.done) / step.rate - (at - step.progress_at).total_seconds(), 0.0), 1)
 
 
 def _error(row: Job | Step) -> Error | None:

@@ -57,7 +57,7 @@ def _look(service: Service, job_id: str, after: int) -> Look:
     began = time.thread_time()
     # Job first: so an event that is not on a page with room for more was recorded after this look at the job's state.
     with service.read() as session:
-        job = views.job(session, job_id)
+        job = views.job(session, job_id, service.recent)
         events = views.events(session, job_id, after=after, limit=PAGE)
     now = job.model_dump(mode="json", include={"id", "state", "phase", "progress", "queue", "error", "results"})
     return Look(

@@ -16,6 +16,7 @@ from jobs.claims import Claim
 from jobs.database import now
 from jobs.durations import RUNS, low_and_high, shapes
 from jobs.models import Step
+from jobs.records import record
 from jobs.workers import Presence, leave, report
 from tests.jobs.harness import World, plan
 
@@ -78,6 +79,10 @@ def test_a_chain_takes_the_sum_of_what_such_steps_took(world: World) -> None:
     assert near(world.job(job_id).eta, 60 + 10, 140 + 10, 3), "those that took longer than this one by now: 50 and 150 to go"
     world.database.write(lambda s: s.execute(update(Step).where(Step.id == held.step_id).values(started_at=now(s) - timedelta(hours=1))))
     assert world.job(job_id).eta is None, "no run took as long"
+    point = {"type": "progress", "done": 0, "total": 100, "unit": "steps", "note": ""}
+    world.database.write(lambda s: record(s, held.step_id, held.attempt, [point]))
+    world.database.write(lambda s: s.execute(update(Step).where(Step.id == held.step_id).values(done=40, rate=2.0)))
+    assert near(world.job(job_id).eta, 60 / 2 + 10, 60 / 2 + 10, 3), "by its own rate"
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(1, 400), (2, 200), (4, 100), (9, 100)])
@@ -142,8 +147,8 @@ def test_telling_it_takes_few_statements(world: World) -> None:
         assert world.job(job_id).eta is not None
     finally:
         event.remove(world.database.engine, "before_cursor_execute", listen)
-    # SQLite's BEGIN or PostgreSQL's clock, job, steps, labels, result; two for the place; workers, past runs, edges
-    assert (waiting, len(said)) == (10, 8)
+    # SQLite's BEGIN or PostgreSQL's clock; job with labels and result, steps; two for the place; workers, past runs, edges
+    assert (waiting, len(said)) == (8, 6)
 
 
 def test_shapes_leave_out_seeds_and_shards_and_nothing_else() -> None:
