@@ -1,10 +1,9 @@
 """How long files are kept that nobody uses, and what is kept for good.
 
 A file is kept with all files of its step. Steps of the kinds in `INTERMEDIATE` leave what can be computed again; each kind may be given
-a time, counted from the last use of a step: when it ended, or when a job that has it among its steps was posted or ended, whichever was
-last. (Downloads do not count.) Without a time files are kept for good, and so are those of the other kinds, the results, unless they
-are named. Whatever the times, nothing goes that a live job has among its steps, that a step under way reads, that a pinned job made or
-used, or that a user sent.
+a time, counted from the last use of a step: when it ended, or when the last job that had it among its steps did. (Downloads do not
+count.) Without a time files are kept for good, and so are those of the other kinds, the results, unless they are named. Whatever the
+times, nothing goes that a live job has among its steps, that a step under way reads, that a pinned job made or used, or that a user sent.
 
 What has outlived its time goes in one transaction, under the graph lock, in which jobs are posted too: the step is lost, so that a job
 that needs it computes it again; its artifacts are gone; and their files are condemned (`jobs.condemned`).
@@ -84,7 +83,7 @@ def _outlived(session: Session, kind: str, before: datetime) -> list[ColumnEleme
     """Conditions on a step: it has files, was not used since `before`, and nothing keeps it."""
     files = select(Artifact.id).where(Artifact.step_id == Step.id, Artifact.gone_at.is_(None))
     jobs = select(Job.id).join(JobStep, JobStep.job_id == Job.id).where(JobStep.step_id == Step.id)
-    keep = or_(Job.pinned, Job.state.not_in(JOB_ENDS), Job.created_at >= before, Job.finished_at >= before)
+    keep = or_(Job.pinned, Job.state.not_in(JOB_ENDS), Job.finished_at >= before)
     reader = aliased(Step)
     readers = select(reader.id).join(StepInput, StepInput.step_id == reader.id)
     readers = readers.where(StepInput.needs_id == Step.id, reader.state.in_(LIVE_STEP))

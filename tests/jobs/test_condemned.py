@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from ddcore.plan import Plan
 from jobs import condemned, database
 from jobs.condemned import GRACE, PROMISE, STUCK, Amount, BeingRemoved, HeldTooLongAgo
 from jobs.errors import StoreAway
@@ -84,6 +85,7 @@ def removing(world: World, clock: Clock, blob: Blob) -> Iterator[None]:
     world.database.write(lambda s: condemned.condemn(s, [blob]))
     yield
     clock.ahead += GRACE
+    yield
     at, doomed = world.database.write(condemned.doom)
     yield
     world.store.remove(doomed)
@@ -97,7 +99,8 @@ def orders(first: int, second: int) -> Iterator[str]:
         yield "".join("p" if place in places else "g" for place in range(first + second))
 
 
-@pytest.mark.parametrize("steps", range(1, 5))
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("steps", range(1, 6))
 def test_a_file_that_is_named_is_there_whatever_the_order_and_wherever_the_collector_dies(world: World, clock: Clock, steps: int) -> None:
     for number, order in enumerate(orders(4, steps)):
         content = f"{steps} {number}"
@@ -114,9 +117,10 @@ def test_a_file_that_is_named_is_there_whatever_the_order_and_wherever_the_colle
     assert rows(world) == 0
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("steps", range(1, 4))
 def test_a_file_that_its_runner_did_not_live_to_name_is_removed_in_the_end(world: World, clock: Clock, steps: int) -> None:
-    for number, order in enumerate(orders(steps, 4)):
+    for number, order in enumerate(orders(steps, 5)):
         content = f"{steps} {number}"
         blob = put(world, content)
         actors = {"p": storing(world, content), "g": removing(world, clock, blob)}
@@ -181,6 +185,17 @@ def test_an_archive_that_a_data_set_names_is_named(world: World) -> None:
 
     world.database.write(add)
     assert world.database.read(lambda s: condemned.named(s, [archive.sha256, "0" * 64])) == {archive.sha256}
+
+
+def test_a_checkpoint_that_a_step_under_way_was_given_is_named(world: World) -> None:
+    given = put(world, "another step's teacher")
+    made = Plan()
+    made.add("teacher", "teacher", {"teacher": {"ssl": "given", "checkpoint": given.sha256}})
+    made.add("distill", "distill", {}, {"teacher": ["teacher"]})
+    job_id = world.submit(made)
+    assert world.database.read(lambda s: condemned.named(s, [given.sha256])) == {given.sha256}
+    world.run(job_id, "teacher")
+    assert world.database.read(lambda s: condemned.named(s, [given.sha256])) == set()
 
 
 @dataclass(frozen=True)
