@@ -119,6 +119,9 @@ class Check:
                 self._running(posted)
                 self.stack.run("restart", service)
                 self.stack.wait(service)
+        with self.that("PostgreSQL was told to stop, and not killed"):
+            said = self.stack.of_engine("logs", self.stack.container("postgres"))
+            assert "not properly shut down" not in said.stdout + said.stderr
         with self.that("what ran meanwhile succeeds"):
             for job in posted:
                 self.client.wait(job)
