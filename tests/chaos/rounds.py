@@ -99,7 +99,7 @@ class Lane:
             if fault is not None and fault.posts:
                 fault.strike(scene)
             else:
-                stand.ready()
+                stand.warm()
                 scene.job_id = stand.post(SPEC, "only")
             watcher = Watcher(stand.url, scene.job_id)
             cleanup.callback(watcher.stop)

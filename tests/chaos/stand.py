@@ -150,6 +150,11 @@ class Stand(Service):
         """Wait until the API serves."""
         wait_for(lambda: self._answers(), "the API to serve")
 
+    def warm(self) -> None:
+        """Wait until every worker has loaded the engine, so that a step's time is that of its work."""
+        self.ready()
+        wait_for(lambda: sum(bool(one["device"]) for one in self.get("/workers")["data"]) >= len(WORKERS), "the workers to be ready")
+
     def _answers(self) -> bool:
         try:
             return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
