@@ -102,7 +102,8 @@ def freeze_worker(scene: Scene) -> None:
     for process in frozen:
         with contextlib.suppress(psutil.Error):
             process.suspend()
-    deadline = time.monotonic() + 20  # one that was frozen while it held SQLite's write lock is not taken over before it goes on
+    # One that was frozen while it held SQLite's write lock is not taken over before it goes on; PostgreSQL ends such a transaction.
+    deadline = time.monotonic() + (20 if scene.postgresql is None else 60)
     taken = False
     while not taken and time.monotonic() < deadline:
         now = stand.step(step.id)
@@ -133,8 +134,10 @@ def flush_redis(scene: Scene) -> None:
 def _restart_postgresql(scene: Scene, mode: str) -> None:
     assert scene.postgresql is not None
     scene.postgresql.stop(mode)
-    scene.wait(8.0)  # up to twice a lease
-    scene.postgresql.start()
+    try:
+        scene.wait(8.0)  # up to twice a lease
+    finally:
+        scene.postgresql.start()
 
 
 def restart_postgresql(scene: Scene) -> None:
