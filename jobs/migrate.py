@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import sys
+from functools import lru_cache
 from typing import Any
 
 from alembic import command
@@ -42,9 +43,7 @@ def check_revision(engine: Engine) -> None:
     """Raises `WrongRevision` unless the schema is the one that this code was written for."""
     with engine.connect() as connection:
         here = MigrationContext.configure(connection).get_current_revision()
-        scripts = ScriptDirectory.from_config(_config(connection))
-        head = scripts.get_current_head()
-        known = {script.revision for script in scripts.walk_revisions()}
+    head, known = _revisions()
     if here == head:
         return
     if here is None or here in known:
@@ -55,12 +54,19 @@ def check_revision(engine: Engine) -> None:
     )
 
 
+@lru_cache(maxsize=1)
+def _revisions() -> tuple[str | None, frozenset[str]]:
+    """The newest revision that this code knows, and all of them; read once, since a health check asks every few seconds."""
+    scripts = ScriptDirectory.from_config(_config())
+    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
+
+
 def _alone(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(GRAPH_LOCK)))
 
 
-def _config(connection: Connection) -> Config:
+def _config(connection: Connection | None = None) -> Config:
     """Alembic's settings, in code: an installed wheel has no alembic.ini."""
     spec = importlib.util.find_spec("migrations")
     if spec is None or not spec.submodule_search_locations:

@@ -1,12 +1,18 @@
 """What there is and what has happened, on both databases."""
 
+import re
+import shutil
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from jobs import claims, gauges, outbox
+from jobs.database import connect, readers
 from jobs.gauges import Happening
 from jobs.models import QUEUES, Doorbell, Event
+from jobs.settings import Settings
 from jobs.workers import Presence, report
 from tests.jobs.harness import World, plan
 
@@ -96,3 +102,19 @@ def test_many_events_are_read_in_pieces(world: World) -> None:
     assert (len(first.happened), first.more) == (gauges.MOST, True)
     second = world.database.read(lambda s: gauges.since(s, first.last))
     assert (len(second.happened), second.more, second.last) == (5, False, newest(world))
+
+
+def test_what_has_ended_is_not_read(tmp_path: Path, sqlite_file: Path) -> None:
+    shutil.copy(sqlite_file, tmp_path / "potstill.db")
+    engine = connect(Settings(home=tmp_path))
+    asked: list[tuple[str, Any]] = []
+    with readers(engine)() as session:
+        event.listen(engine, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
+        gauges.look(session)
+        gauges.since(session, 5)
+        questions = [one for one in asked if one[0].startswith("SELECT")]
+        assert len(questions) >= 5
+        for statement, values in questions:
+            rows = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+            assert not re.search(r"SCAN (jobs|steps|events)", str(rows)), f"reads a whole table: {statement}"
+    engine.dispose()
