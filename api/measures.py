@@ -24,6 +24,7 @@ from ddcore.plan import STEP_VERSION, engine_digest
 from jobs import database, gauges, quota
 from jobs.gauges import Happening, Now
 from jobs.models import QUEUES
+from jobs.news import newest
 from jobs.settings import Settings
 from jobs.store import Store
 
@@ -98,7 +99,7 @@ class Measures:
 
     def _catch_up(self, session: Session) -> None:
         if self._last is None:
-            self._last = gauges.newest(session)
+            self._last = newest(session)
         for _ in range(PIECES):
             seen = gauges.since(session, self._last)
             for one in seen.happened:

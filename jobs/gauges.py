@@ -86,11 +86,6 @@ def look(session: Session) -> Now:
     )
 
 
-def newest(session: Session) -> int:
-    """The id of the latest event; 0 if there is none."""
-    return session.scalar(select(func.max(Event.id))) or 0
-
-
 def since(session: Session, after: int) -> Since:
     """What happened after event `after`, oldest first. Ids rise in the order of commits, so nothing is missed or told twice."""
     code, expired = Event.data["code"].as_string(), Event.data["expired"].as_boolean()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from jobs.bodies import Error, EventView, JobView, Page, Progress, Queue, StepView
@@ -170,12 +170,6 @@ def _error(row: Job | Step) -> Error | None:
     if row.error_code is None:
         return None
     return Error(code=row.error_code, detail=row.error_detail or "", hint=row.error_hint or "")
-
-
-def counts(session: Session) -> dict[str, dict[str, int]]:
-    """How many jobs, and how many steps, are in each state that any is in."""
-    tables: dict[str, type[Job] | type[Step]] = {"jobs": Job, "steps": Step}
-    return {name: dict(session.execute(select(table.state, func.count()).group_by(table.state)).all()) for name, table in tables.items()}
 
 
 def events(session: Session, job_id: str, after: int = 0, limit: int = 100) -> list[EventView]:

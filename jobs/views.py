@@ -22,7 +22,7 @@ from jobs.bodies import (
     SyntheticSetView,
 )
 from jobs.errors import Gone, NotFound
-from jobs.job_views import counts, events, job, jobs
+from jobs.job_views import events, job, jobs
 from jobs.models import Artifact, Dataset, JobStep, Result, Step
 from jobs.pages import page
 
@@ -42,7 +42,6 @@ __all__ = [
     "SyntheticSetView",
     "artifact",
     "artifacts",
-    "counts",
     "dataset",
     "dataset_file",
     "datasets",

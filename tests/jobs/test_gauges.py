@@ -6,12 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, func, select
+from sqlalchemy import event, select
 
 from jobs import claims, gauges, outbox
 from jobs.database import connect, readers
 from jobs.gauges import Happening
 from jobs.models import QUEUES, Doorbell, Event
+from jobs.news import newest
 from jobs.settings import Settings
 from jobs.workers import Presence, report
 from tests.jobs.harness import World, plan
@@ -19,8 +20,8 @@ from tests.jobs.harness import World, plan
 ONE = Presence("one/1", "host", 1, ("gpu",), "engine", "1.0")
 
 
-def newest(world: World) -> int:
-    return world.database.read(lambda s: s.scalar(select(func.max(Event.id)))) or 0
+def last(world: World) -> int:
+    return world.database.read(newest)
 
 
 def happened(world: World, after: int) -> list[Happening]:
@@ -58,7 +59,7 @@ def test_unfinished_work_is_counted_with_its_age(world: World) -> None:
 
 def test_what_happens_is_told_once_with_how_long_it_took(world: World) -> None:
     job_id = world.submit(plan("a", "distill<a"))
-    start = newest(world)
+    start = last(world)
     step_id = world.step(job_id, "a").id
     world.pass_time(step_id, 50)
     held = world.claim(job_id, "a")
@@ -78,7 +79,7 @@ def test_what_happens_is_told_once_with_how_long_it_took(world: World) -> None:
     again = happened(world, start)
     assert [(one.type, one.code, one.expired) for one in again if one.code] == [("step_retried", "worker_lost", True)]
     assert again[0].seconds is None, "nobody knows any more how long the first attempt had waited"
-    middle = newest(world)
+    middle = last(world)
     world.finish(held)
     distill = world.claim(job_id, "distill")
     world.database.write(lambda s: claims.fail(s, distill.step_id, distill.attempt, "diverged", "grew", "lower it"))
@@ -90,18 +91,18 @@ def test_what_happens_is_told_once_with_how_long_it_took(world: World) -> None:
         ("job_failed", "distill", "", False),
     ]
     assert happened(world, middle)[0].seconds is not None
-    assert happened(world, newest(world)) == []
+    assert happened(world, last(world)) == []
 
 
 def test_many_events_are_read_in_pieces(world: World) -> None:
-    start = newest(world)
+    start = last(world)
     with world.database.sessions.begin() as session:
         at = session.scalars(select(Event.at)).first() or world.database.read(lambda s: gauges.now(s))
         session.add_all([Event(type="note", data={"text": "x"}, at=at) for _ in range(gauges.MOST + 5)])
     first = world.database.read(lambda s: gauges.since(s, start))
     assert (len(first.happened), first.more) == (gauges.MOST, True)
     second = world.database.read(lambda s: gauges.since(s, first.last))
-    assert (len(second.happened), second.more, second.last) == (5, False, newest(world))
+    assert (len(second.happened), second.more, second.last) == (5, False, last(world))
 
 
 def test_what_has_ended_is_not_read(tmp_path: Path, sqlite_file: Path) -> None:

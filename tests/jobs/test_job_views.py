@@ -81,13 +81,6 @@ def test_files_are_found_by_job_and_name(world: World) -> None:
             world.database.read(ask)
 
 
-def test_jobs_and_steps_are_counted_by_state(world: World) -> None:
-    job_id = world.submit(plan("a", "distill<a"))
-    world.submit(plan("a", "distill<a", seed=1))
-    world.claim(job_id, "a")
-    assert world.database.read(views.counts) == {"jobs": {"queued": 1, "running": 1}, "steps": {"ready": 1, "running": 1, "blocked": 2}}
-
-
 def test_times_are_aware_and_in_utc(world: World) -> None:
     job = world.job(world.submit(plan("distill")))
     assert job.created_at.utcoffset() is not None
