@@ -55,7 +55,7 @@ def jobs(
         query = query.where(Job.owner == owner)
     if label is not None:
         query = query.join(JobLabel, JobLabel.job_id == Job.id).where(JobLabel.label == label)
-    rows, after = page(session, query, Job.id, limit, cursor)
+    rows, after = page(session, query, Job.id, limit, cursor, by=None if label is None else JobLabel.job_id)
     return Page(data=_job_views(session, rows), has_more=after is not None, next_cursor=after)
 
 

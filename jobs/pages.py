@@ -15,13 +15,22 @@ MOST = 200
 
 
 def page(
-    session: Session, query: Select[Row], key: InstrumentedAttribute[str], limit: int, cursor: str | None
+    session: Session,
+    query: Select[Row],
+    key: InstrumentedAttribute[str],
+    limit: int,
+    cursor: str | None,
+    *,
+    by: InstrumentedAttribute[str] | None = None,
 ) -> tuple[list[Row], str | None]:
-    """The next `limit` (1 to 200) rows of `query` by falling `key`, and the cursor of the page after them. Raises `BadCursor`."""
-    limit = min(max(limit, 1), MOST)
+    """The next `limit` (1 to 200) rows of `query` by falling `key`, and the cursor of the page after them. Raises `BadCursor`.
+
+    by: a column of a joined table that equals `key`, where that is the one whose index has the rows in order.
+    """
+    limit, order = min(max(limit, 1), MOST), key if by is None else by
     if cursor is not None:
-        query = query.where(key < _open(cursor))
-    rows = list(session.scalars(query.order_by(key.desc()).limit(limit + 1)))
+        query = query.where(order < _open(cursor))
+    rows = list(session.scalars(query.order_by(order.desc()).limit(limit + 1)))
     more = len(rows) > limit
     rows = rows[:limit]
     return rows, _seal(getattr(rows[-1], key.key)) if more else None

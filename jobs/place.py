@@ -87,7 +87,8 @@ def _others(session: Session, step: Step, most: int) -> list[tuple[str, datetime
     """Other owners of ready steps of the same priority: name, when last served, how many wait; counted up to `most`."""
     found = waiting_owners(step.queue, step.engine, step.priority)
     theirs = select(literal(1).label("one")).where(is_ready(_OTHER, step.queue, step.engine), _OTHER.priority == step.priority)
-    some = theirs.where(_OTHER.owner == found.c.owner).correlate(found).limit(most).subquery()
+    # In the order of the index: else a planner that sees many expects the first of them early in the table, where there may be none.
+    some = theirs.where(_OTHER.owner == found.c.owner).correlate(found).order_by(_OTHER.turn).limit(most).subquery()
     waiting = select(func.count()).select_from(some).scalar_subquery()
     query = select(found.c.owner, last_served(found.c.owner, step.queue), waiting)
     return [(name, served, number) for name, served, number in session.execute(query.where(found.c.owner != step.owner))]
