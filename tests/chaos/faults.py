@@ -94,11 +94,11 @@ def terminate_worker(scene: Scene) -> None:
 
 
 def freeze_worker(scene: Scene) -> None:
-    """Stop a worker with all that belongs to it until another has taken its step over; then let it go on."""
+    """Stop a worker, with its runner or without, until another has taken its step over; then let it go on."""
     stand = scene.stand
-    step, worker, _ = stand.victim(scene.job_id, scene.step)
-    main = psutil.Process(stand.processes[worker].pid)
-    frozen = [main, *main.children(recursive=True)]
+    step, worker, child = stand.victim(scene.job_id, scene.step)
+    main, whole = psutil.Process(stand.processes[worker].pid), scene.random.random() < 0.7
+    frozen = [main, *main.children(recursive=True)] if whole else [main, psutil.Process(child)]
     for process in frozen:
         with contextlib.suppress(psutil.Error):
             process.suspend()
@@ -114,7 +114,7 @@ def freeze_worker(scene: Scene) -> None:
     for process in frozen:
         with contextlib.suppress(psutil.Error):
             process.resume()
-    scene.said.append(f"{step.kind}, {'taken over' if taken else 'not taken over'}")
+    scene.said.append(f"{step.kind}, {'all of it' if whole else 'not the runner'}, {'taken over' if taken else 'not taken over'}")
 
 
 def restart_redis(scene: Scene) -> None:
