@@ -32,7 +32,7 @@ def _show(found: dict[str, Any]) -> None:
             f"{'Would delete' if dry else 'Deleted'} {_amount(found['deleted_files'], found['deleted_bytes'])} that had waited for an hour."
         )
     if found["condemned_files"]:
-        say(f"{_amount(found['condemned_files'], found['condemned_bytes'])} wait: what is let go of is deleted an hour later.")
+        say(f"Waiting: {_amount(found['condemned_files'], found['condemned_bytes'])}. What is let go of is deleted an hour later.")
 
 
 def pin(a: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ def test_gc_tells_what_would_go(service: Service, capsys: pytest.CaptureFixture[
     assert "2026-03-04" in out
     assert "Would let go of 1,200 files (5.4 GB)." in out
     assert "Would delete 2 files (2.0 kB) that had waited for an hour." in out
-    assert "1 file (999 bytes) wait" in out
+    assert "Waiting: 1 file (999 bytes). What" in out
 
 
 def test_gc_does_it(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
