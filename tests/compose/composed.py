@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180.0  # seconds that a service may take to become healthy
+LONGEST = 3600.0  # seconds that a command may take; building an image downloads gigabytes
 
 
 class Composed:
@@ -93,7 +94,9 @@ class Composed:
         return "healthy" if checked == "healthy" and not self.healthy else "running"
 
     def _do(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LONGEST
+        )
         if check and done.returncode:
             said = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
             raise RuntimeError(f"{shlex.join(command)} ended with {done.returncode}:\n{said}")
