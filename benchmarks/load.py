@@ -160,7 +160,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=100)
     parser.add_argument("--pollers", type=int, default=2_000, help="at most as many as jobs")
     parser.add_argument("--streams", type=int, default=200)
-    parser.add_argument("--arrive", type=float, default=20.0, help="seconds within which the pollers come, at random")
+    parser.add_argument("--arrive", type=float, default=20.0, help="seconds within which pollers and streams come, at random")
     return parser.parse_args(arguments)
 
 

@@ -121,8 +121,9 @@ async def poll(host: str, port: int, jobs: Sequence[str], begin: float, seen: Se
         connection.close()
 
 
-async def follow(host: str, port: int, jobs: Sequence[str], seen: Seen) -> None:
-    """One stream after the other."""
+async def follow(host: str, port: int, jobs: Sequence[str], begin: float, seen: Seen) -> None:
+    """From `begin` seconds on, one stream after the other."""
+    await asyncio.sleep(begin)
     for job_id in jobs:
         connection = await connect(host, port)
         connection.ask(f"/jobs/{job_id}/events", "text/event-stream")
@@ -144,13 +145,13 @@ async def follow(host: str, port: int, jobs: Sequence[str], seen: Seen) -> None:
 
 
 async def watch(url: str, jobs: Sequence[str], pollers: int, streams: int, arrive: float) -> Seen:
-    """All of them at once; pollers arrive at random within `arrive` seconds."""
+    """All of them, who arrive at random within `arrive` seconds."""
     parts, seen, dice = urlsplit(url), Seen(), random.Random(0)
     host, port = parts.hostname or "", parts.port or 80
     followed = jobs[:: max(1, len(jobs) // (EACH * streams))] if streams else []
     async with asyncio.TaskGroup() as group:
         for n in range(streams):
-            group.create_task(follow(host, port, followed[n::streams], seen))
+            group.create_task(follow(host, port, followed[n::streams], dice.uniform(0.0, arrive), seen))
         for n in range(pollers):
             group.create_task(poll(host, port, jobs[n::pollers], dice.uniform(0.0, arrive), seen))
     return seen
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("ids", type=Path, help="a file with the jobs' ids, oldest first")
     parser.add_argument("--pollers", type=int, required=True)
     parser.add_argument("--streams", type=int, required=True)
-    parser.add_argument("--arrive", type=float, default=20.0, help="seconds within which the pollers come")
+    parser.add_argument("--arrive", type=float, default=20.0, help="seconds within which they come")
     options = parser.parse_args(arguments)
     jobs = options.ids.read_text().split()
     began = time.monotonic()

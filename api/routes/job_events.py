@@ -55,7 +55,7 @@ def list_events(
 
 def _look(service: Service, job_id: str, after: int) -> Look:
     began = time.thread_time()
-    # Job first: so an event that is not on a page with room for more was recorded after this look at the job's state.
+    # A session reads all of it as of one moment: so if the job has ended, its last event is on this page, or the page is full.
     with service.read() as session:
         job = views.job(session, job_id, service.recent)
         events = views.events(session, job_id, after=after, limit=PAGE)
