@@ -68,7 +68,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, sqlite_file: Path) -> Itera
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=env, stdout=out, stderr=out)
     until(Path(socket).exists, 60)
-    with httpx.Client(transport=httpx.HTTPTransport(uds=socket), base_url="http://api", timeout=60) as client:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=socket, limits=httpx.Limits(max_keepalive_connections=0)), base_url="http://api", timeout=60
+    ) as client:
         yield Served(client, log)
     process.terminate()
     process.wait(20)
@@ -117,3 +119,22 @@ def test_probes_that_succeed_are_not_told_and_no_password_is(served: Served) -> 
     loggers = {line["logger"] for line in map(json.loads, served.log.read_text().splitlines())}
     assert "uvicorn.error" in loggers, "the server's own lines have the same shape"
     assert "uvicorn.access" not in loggers
+
+
+def test_a_stream_is_counted_while_it_is_open_and_told_of_when_it_ends(served: Served) -> None:
+    def streams() -> float:
+        return float(
+            next(
+                line for line in served.client.get("/metrics").text.splitlines() if line.startswith("potstill_event_streams_open ")
+            ).split()[1]
+        )
+
+    job_id = served.client.post("/distill", json={"preset": "smoke", "seed": 3}).json()["id"]
+    headers = {"Accept": "text/event-stream", "X-Request-ID": "mine-6"}
+    with served.client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as events:
+        lines = events.iter_lines()
+        assert next(lines)
+        assert streams() == 1
+        assert served.lines("answered", request_id="mine-6") == []
+    until(lambda: streams() == 0, 20)
+    assert served.line("answered", request_id="mine-6")["job_id"] == job_id
