@@ -3,10 +3,11 @@
 import hashlib
 import os
 import secrets
+import threading
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,15 @@ RETRY: Any = {
 
 @dataclass(frozen=True)
 class ObjectStore(Store):
-    """A bucket, or a prefix in one. public: the same bucket by the endpoint that is given to those who download."""
+    """A bucket, or a prefix in one.
+
+    public: the same bucket by the endpoint that is given to those who download. written: set when `check` could write.
+    """
 
     bucket: S3Store
     public: S3Store
     url_seconds: int
+    written: threading.Event = field(default_factory=threading.Event, kw_only=True)
 
     def put(self, source: Path, *, name: str = "") -> Blob:
         """Read twice: a server can only be sent what has its name already. Bytes that are there are not sent again."""
@@ -95,7 +100,11 @@ class ObjectStore(Store):
         return None
 
     def check(self) -> None:
+        """Listed; and written to, but only once: a bucket that keeps old versions would keep one of each look."""
         with _asking(""):
+            if not self.written.is_set():
+                obstore.put(self.bucket, ".writable", b"")
+                self.written.set()
             next(iter(obstore.list(self.bucket, prefix="sha256/00", chunk_size=1)), None)
 
     def listing(self) -> Iterator[list[Stored]]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import obstore
 import pytest
 import redis
+from obstore.exceptions import PermissionDeniedError
 from sqlalchemy import update
 
 from api.readiness import Readiness, warnings
@@ -19,10 +21,11 @@ from jobs.database import connect_to_watch
 from jobs.errors import StoreAway
 from jobs.models import Doorbell, Step
 from jobs.settings import Settings
-from jobs.store import FolderStore
+from jobs.store import FolderStore, Store, open_store
 from jobs.workers import Presence, report
 from tests.conftest import Database
 from tests.jobs.harness import World, plan
+from tests.object_server import ObjectServer
 
 
 @pytest.fixture
@@ -49,11 +52,11 @@ def world(database: Database, tmp_path: Path) -> World:
     return World(database, FolderStore(tmp_path / "blobs"), tmp_path)
 
 
-def readiness_of(settings: Settings, store: FolderStore | None = None) -> Readiness:
+def readiness_of(settings: Settings, store: Store | None = None) -> Readiness:
     return Readiness(settings, store or FolderStore(Path(settings.store)), connect_to_watch(settings))
 
 
-def parts_of(settings: Settings, store: FolderStore | None = None) -> dict[str, str]:
+def parts_of(settings: Settings, store: Store | None = None) -> dict[str, str]:
     return asyncio.run(readiness_of(settings, store).parts())
 
 
@@ -104,6 +107,22 @@ def test_a_database_that_takes_no_changes_is_not_ready(postgresql: str, postgres
     standby = f"{postgresql}{mark}options=-c%20default_transaction_read_only%3Don"
     told = parts_of(settings.model_copy(update={"database_url": standby}))
     assert told["database"] == "the database takes no changes: it is a standby, or set to read only"
+
+
+def test_a_bucket_that_may_only_be_read_is_not_ready(object_server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = object_server.settings(tmp_path)
+    store = open_store(settings)
+    with monkeypatch.context() as patched:
+
+        def refuse(*_: object) -> None:
+            raise PermissionDeniedError("403 Forbidden: AccessDenied")
+
+        patched.setattr(obstore, "put", refuse)
+        assert "AccessDenied" in parts_of(settings, store)["store"]
+    assert parts_of(settings, store)["store"] == "ok"
+    assert ".writable" in object_server.objects(settings)
+    monkeypatch.setattr(obstore, "put", lambda *_: pytest.fail("written again"))
+    assert parts_of(settings, store)["store"] == "ok"
 
 
 @dataclass(frozen=True)
