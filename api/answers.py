@@ -18,10 +18,10 @@ def with_links(request: Request, job: JobView, poll_after_seconds: float | None 
 
 def job_body(service: Service, request: Request, job_id: str) -> JobBody:
     """The job as of now, and when to ask for it again."""
-    began = time.thread_time()
+    began = time.monotonic()
     with service.read() as session:
         job = views.job(session, job_id, service.recent)
-    again = None if job.state in JOB_ENDS else service.pace.again(time.thread_time() - began)
+    again = None if job.state in JOB_ENDS else service.pace.again(time.monotonic() - began)
     return with_links(request, job, again)
 
 

@@ -54,7 +54,7 @@ def list_events(
 
 
 def _look(service: Service, job_id: str, after: int) -> Look:
-    began = time.thread_time()
+    began = time.monotonic()
     # A session reads all of it as of one moment: so if the job has ended, its last event is on this page, or the page is full.
     with service.read() as session:
         job = views.job(session, job_id, service.recent)
@@ -66,7 +66,7 @@ def _look(service: Service, job_id: str, after: int) -> Look:
         ended=job.state in ENDED,
         more=len(events) == PAGE,
         about=(job.id, *(step.id for step in job.steps)),
-        again=service.pace.again(time.thread_time() - began),
+        again=service.pace.again(time.monotonic() - began),
     )
 
 
