@@ -12,11 +12,13 @@ under LIMIT.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,28 +60,32 @@ def _measure(options: argparse.Namespace, settings: Settings, engine: Engine, da
     posted = options.jobs / (time.monotonic() - began)
     print(f"{options.jobs:,} jobs posted, {posted:.0f} a second", flush=True)
     env = load_service.environment(settings.home, settings.database_url, API_POOL)
+    own = load_service.environment(settings.home, settings.database_url, options.workers + 5)
+    ids = settings.home / "ids"
+    ids.write_text("\n".join(jobs))
+    people = ("--pollers", options.pollers, "--streams", options.streams, "--arrive", options.arrive)
     with load_service.api(settings.home, env) as (url, api):
-        before = {"api": load_service.cpu_seconds(api), "postgresql": load_service.cpu_seconds(database)}
-        ids = settings.home / "ids"
-        ids.write_text("\n".join(jobs))
-        crowd = _start(
-            "load_clients", env, url, ids, "--pollers", options.pollers, "--streams", options.streams, "--arrive", options.arrive
-        )
-        own = load_service.environment(settings.home, settings.database_url, options.workers + 5)
-        crew = _start("load_workers", own, "--workers", options.workers, "--jobs", options.jobs, "--give-up", GIVE_UP)
-        worked = _answer(crew, None)
-        watched = _answer(crowd, GIVE_UP)
-        cpu = {
-            "api": load_service.cpu_seconds(api) - before["api"],
-            "postgresql": load_service.cpu_seconds(database) - before["postgresql"],
-        }
+        parts = {"api": api, "postgresql": database}
+        before = {name: load_service.cpu_seconds(process) for name, process in parts.items()}
+        with (
+            _started("load_clients", env, url, ids, *people) as crowd,
+            _started("load_workers", own, "--workers", options.workers, "--jobs", options.jobs, "--give-up", GIVE_UP) as crew,
+        ):
+            worked = _answer(crew, None)
+            watched = _answer(crowd, GIVE_UP)
+        cpu = {name: load_service.cpu_seconds(process) - before[name] for name, process in parts.items()}
     result = facts | vars(options) | {"posted_per_second": posted, "cpu_seconds": cpu}
     return _verdict(result, worked, watched, load_service.lost_or_doubled(engine, options.jobs), options)
 
 
-def _start(module: str, env: dict[str, str], *arguments: object) -> subprocess.Popen[str]:
+@contextmanager
+def _started(module: str, env: dict[str, str], *arguments: object) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # if it has not ended by itself
 
 
 def _answer(process: subprocess.Popen[str], timeout: float | None) -> Result:
@@ -87,8 +93,6 @@ def _answer(process: subprocess.Popen[str], timeout: float | None) -> Result:
     try:
         out, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
         return {}
     return dict(json.loads(out.splitlines()[-1])) if process.returncode == 0 else {}
 
@@ -165,4 +169,5 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that nothing it started stays behind
     sys.exit(main())
