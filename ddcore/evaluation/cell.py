@@ -4,21 +4,22 @@ import json
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.evaluation.arms import Arm, arms_of, network_for, network_name, shape_of
-from ddcore.evaluation.downstream import Labelled, features, load_held_out, load_pair
+from ddcore.evaluation.downstream import Labelled, Seen, load_held_out, load_pair
 from ddcore.evaluation.draws import stratified
 from ddcore.evaluation.knn import knn_accuracy
 from ddcore.evaluation.pretrain import Pretrained, initial, pretrain
 from ddcore.evaluation.probes import probe_accuracy
 from ddcore.evaluation.progress import Ticker
+from ddcore.ledger import Ledger
 from ddcore.networks.flat import FlatNetwork
 from ddcore.synthetic import SyntheticSet
 from ddcore.task import Task, generator
 
-LAYOUT = "evaluate 1"  # of checkpoints
+LAYOUT = "evaluate 2"  # of checkpoints
 
 Record = dict[str, Any]
 Draw = tuple[float, int, Tensor]  # fraction, number of the draw, rows that keep their label
@@ -36,16 +37,16 @@ def evaluate_cell(task: Task) -> dict[str, Any]:
     tasks = len(task.inputs["downstream_train"])
     pretraining = sum(arm.data is not None for arm in arms) * params["pretrain"]["steps"]
     ticker = Ticker(task.reporter, pretraining + tasks * len(arms) * (1 + _draws_in_all(params)), "steps")
-    trained = _train_all(task, network, arms, ticker)
+    ledger = Ledger(task.work, LAYOUT, task.reporter)
+    trained = _train_all(task, network, arms, ticker, ledger)
     records: list[Record] = []
     for number in range(tasks):
         train, test = _halves(task, number, data)
         draws = _draws(params, train, number)
         for arm in arms:
-            theta = trained[arm.name].theta
-            seen = features(network, theta, train.images), features(network, theta, test.images)
+            seen = Seen(network, trained[arm.name].theta, train, test, ticker.pulse)
             common = {"arm": arm.name, "task": number, "rate": arm.rate} | ({} if arm.by_layer is None else {"by_layer": True})
-            records += [common | record for record in _score(task, seen, (train, test), draws, number, arm.name, ticker)]
+            records += [common | record for record in _score(task, seen, draws, number, arm.name, ticker, ledger)]
     ticker.finish()
     return _write(task, records, trained)
 
@@ -67,26 +68,26 @@ def _write(task: Task, records: list[Record], trained: dict[str, Pretrained]) ->
     return {"network": name, "seed": seed, "records": len(records), "mean_probe_accuracy": accuracy, "pretraining_loss": losses}
 
 
-def _train_all(task: Task, network: FlatNetwork, arms: list[Arm], ticker: Ticker) -> dict[str, Pretrained]:
-    """Each arm's encoder, in order; encoders of an earlier attempt at this step are taken from its checkpoint."""
+def _train_all(task: Task, network: FlatNetwork, arms: list[Arm], ticker: Ticker, ledger: Ledger) -> dict[str, Pretrained]:
+    """Each arm's encoder, in order."""
     seed, settings = task.params["seed"], task.params["pretrain"]
-    tensors, facts = read_checkpoint(task.work, LAYOUT, task.reporter.note) or ({}, {})
-    trained = {name: Pretrained(tensors[name].to(task.device), *losses) for name, losses in facts.items()}
+    trained = {}
     for arm in arms:
-        if arm.name in trained:
-            ticker.skip(settings["steps"] if arm.data is not None else 0)
-        elif arm.data is None or arm.rate is None:
+        if arm.data is None or arm.rate is None:
             trained[arm.name] = Pretrained(initial(network, seed, task.device))
-        else:
-            one = trained[arm.name] = pretrain(
-                network, arm.data, arm.rate, settings, seed, arm.name, ticker.tick, task.device, arm.by_layer
-            )
+            continue
+        if ledger.ahead():
+            ticker.skip(settings["steps"])
+
+        def encoder(data: SyntheticSet = arm.data, rate: float = arm.rate, arm: Arm = arm) -> tuple[Tensor, list[float | None]]:
+            one = pretrain(network, data, rate, settings, seed, arm.name, ticker.tick, task.device, arm.by_layer, ledger)
             if one.first_loss is not None and one.last_loss is not None and one.last_loss > one.first_loss:
-                task.reporter.note(f"the loss of {arm.name} rose from {one.first_loss:.4g} to {one.last_loss:.4g} at rate {arm.rate:.4g}")
-        if task.reporter.checkpoint_due():
-            losses = {name: (one.first_loss, one.last_loss) for name, one in trained.items()}
-            write_checkpoint(task.work, LAYOUT, {name: one.theta for name, one in trained.items()}, losses)
-    return {arm.name: trained[arm.name] for arm in arms}
+                task.reporter.note(f"the loss of {arm.name} rose from {one.first_loss:.4g} to {one.last_loss:.4g} at rate {rate:.4g}")
+            return one.theta, [one.first_loss, one.last_loss]
+
+        theta, (first, last) = ledger.once(encoder)
+        trained[arm.name] = Pretrained(theta.to(task.device), first, last)
+    return trained
 
 
 def _draws_in_all(params: dict[str, Any]) -> int:
@@ -108,18 +109,21 @@ def _draws(params: dict[str, Any], train: Labelled, number: int) -> list[Draw]:
     return draws
 
 
-def _score(
-    task: Task, seen: tuple[Tensor, Tensor], data: tuple[Labelled, Labelled], draws: list[Draw], number: int, arm: str, ticker: Ticker
-) -> list[Record]:
+def _score(task: Task, seen: Seen, draws: list[Draw], number: int, arm: str, ticker: Ticker, ledger: Ledger) -> list[Record]:
     """The linear probe at every draw, then k-NN with all training labels."""
-    (train_x, test_x), (train, test) = seen, data
+    train, test = seen.train, seen.test
     kind, seed = task.params["probe"], task.params["seed"]
     records: list[Record] = []
     for fraction, draw, rows in draws:
         ticker.tick(f"linear probe on {arm}, {fraction:.0%} of the labels")
         folds = generator(seed, "folds", number, f"{fraction:g}", draw)
-        accuracy = probe_accuracy(kind, train_x[rows], train.labels[rows], test_x, test.labels, train.classes, folds)
-        records.append({"fraction": fraction, "draw": draw, "probe": kind, "accuracy": accuracy})
+
+        def probe(rows: Tensor = rows, folds: torch.Generator = folds) -> float:
+            x, y = seen.train_x[rows], train.labels[rows]
+            return probe_accuracy(kind, x, y, seen.test_x, test.labels, train.classes, folds, ticker.pulse, ledger)
+
+        records.append({"fraction": fraction, "draw": draw, "probe": kind, "accuracy": ledger.once(probe)})
     ticker.tick(f"nearest neighbours on {arm}")
-    accuracy = knn_accuracy(train_x, train.labels, test_x, test.labels, task.params["knn"])
+    k, pulse = task.params["knn"], ticker.pulse
+    accuracy = ledger.once(lambda: knn_accuracy(seen.train_x, train.labels, seen.test_x, test.labels, k, pulse=pulse))
     return [*records, {"fraction": 1.0, "draw": 0, "probe": "knn", "accuracy": accuracy}]

@@ -1,5 +1,7 @@
 """Labelled tasks as the encoder sees them: images brought to the synthetic set's shape and normalisation, and their features."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,30 @@ def fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def features(network: FlatNetwork, theta: Tensor, images: Tensor) -> Tensor:
-    """Penultimate features of normalised images [n, c, h, w]: float32 [n, F]."""
+def features(network: FlatNetwork, theta: Tensor, images: Tensor, pulse: Callable[[], None] = lambda: None) -> Tensor:
+    """Penultimate features of normalised images [n, c, h, w]: float32 [n, F]. pulse: called for each batch; it may raise."""
+    parts = []
     with threads_for(network, min(BATCH, len(images)) // FORWARD):
-        return torch.cat([network.features(theta, part) for part in torch.split(images, BATCH)])
+        for part in torch.split(images, BATCH):
+            pulse()
+            parts.append(network.features(theta, part))
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Both halves of a task as an encoder sees them; computed when they are first asked for."""
+
+    network: FlatNetwork
+    theta: Tensor
+    train: Labelled
+    test: Labelled
+    pulse: Callable[[], None]
+
+    @functools.cached_property
+    def train_x(self) -> Tensor:
+        return features(self.network, self.theta, self.train.images, self.pulse)
+
+    @functools.cached_property
+    def test_x(self) -> Tensor:
+        return features(self.network, self.theta, self.test.images, self.pulse)

@@ -18,6 +18,10 @@ class Ticker:
         self.reporter.progress(self.done, self.total, self.unit, note)
         self.done = min(self.done + 1, self.total)
 
+    def pulse(self) -> None:
+        """Inside a long unit of work, likewise."""
+        self.reporter.pulse()
+
     def skip(self, count: int) -> None:
         """Count work that turned out to be done already."""
         self.done = min(self.done + count, self.total)

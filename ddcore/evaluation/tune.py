@@ -1,16 +1,20 @@
 """The baselines' learning rates, chosen on a validation split of training images: the test split is never read here."""
 
+import functools
 import json
 from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
 from ddcore.errors import DdcoreError
 from ddcore.evaluation.arms import load_sets, network_for, shape_of
-from ddcore.evaluation.downstream import Labelled, features, load_held_out, load_labelled
+from ddcore.evaluation.downstream import Labelled, Seen, load_held_out, load_labelled
 from ddcore.evaluation.draws import split, stratified
 from ddcore.evaluation.pretrain import pretrain
 from ddcore.evaluation.probes import probe_accuracy
 from ddcore.evaluation.progress import Ticker
+from ddcore.ledger import Ledger
 from ddcore.networks.flat import FlatNetwork
 from ddcore.synthetic import SyntheticSet
 from ddcore.task import Task, generator
@@ -19,6 +23,7 @@ VALIDATION = 0.2  # of each class of the first downstream training set
 LABELS = 0.1  # of the rest, which the probe is fitted on
 SEEDS = 2  # initialisations whose scores are averaged
 DRAWS = 3  # label draws for each
+LAYOUT = "tune 1"  # of checkpoints
 
 
 def tune_rates(task: Task) -> dict[str, Any]:
@@ -34,9 +39,9 @@ def tune_rates(task: Task) -> dict[str, Any]:
     grid = [multiple * synthetic.rate for multiple in params["grid"]]
     arms = [name for name in params["arms"] if name != "synthetic"]
     ticker = Ticker(task.reporter, len(arms) * len(grid) * SEEDS * params["pretrain"]["steps"], "steps")
-    scores: dict[str, list[tuple[float, float | None]]] = {}
+    ledger, scores = Ledger(task.work, LAYOUT, task.reporter), dict[str, list[tuple[float, float | None]]]()
     for arm in arms:
-        scores[arm] = [(rate, _score(task, network, sets[arm], rate, arm, (fit, held), ticker)) for rate in grid]
+        scores[arm] = [(rate, _score(task, network, sets[arm], rate, arm, (fit, held), ticker, ledger)) for rate in grid]
     ticker.finish()
     rates = {arm: _best(arm, tried) for arm, tried in scores.items()}
     (task.out / "rates.json").write_text(json.dumps({"rates": rates, "scores": scores}, indent=1))
@@ -55,25 +60,48 @@ def _training_images(task: Task, synthetic: SyntheticSet) -> Labelled:
 
 
 def _score(
-    task: Task, network: FlatNetwork, data: SyntheticSet, rate: float, arm: str, parts: tuple[Labelled, Labelled], ticker: Ticker
+    task: Task,
+    network: FlatNetwork,
+    data: SyntheticSet,
+    rate: float,
+    arm: str,
+    parts: tuple[Labelled, Labelled],
+    ticker: Ticker,
+    ledger: Ledger,
 ) -> float | None:
     """Mean validation accuracy in percent over initialisations and label draws; None if pre-training diverges."""
-    (fit, held), settings, kind, accuracies = parts, task.params["pretrain"], task.params["probe"], []
+    (fit, held), settings, kind, accuracies = parts, task.params["pretrain"], task.params["probe"], list[float]()
     end = ticker.done + SEEDS * settings["steps"]
     for seed in range(task.params["seed"], task.params["seed"] + SEEDS):
-        try:
-            trained = pretrain(network, data, rate, settings, seed, f"{arm} at rate {rate:.3g}", ticker.tick, task.device)
-        except DdcoreError as error:
-            if error.code != "diverged":
-                raise
+        if ledger.ahead():
+            ticker.skip(settings["steps"])
+        theta = ledger.once(functools.partial(_encoder, task, network, data, rate, arm, ticker, ledger, seed))
+        if theta is None:
             ticker.skip(end - ticker.done)
             return None
-        fit_x, held_x = features(network, trained.theta, fit.images), features(network, trained.theta, held.images)
+        seen = Seen(network, theta.to(task.device), fit, held, ticker.pulse)
         for draw in range(DRAWS):
-            rows = stratified(fit.labels, LABELS, generator(seed, "labels", draw), least=1).to(task.device)
-            folds = generator(seed, "folds", draw)
-            accuracies.append(probe_accuracy(kind, fit_x[rows], fit.labels[rows], held_x, held.labels, fit.classes, folds))
+
+            def probe(seen: Seen = seen, seed: int = seed, draw: int = draw) -> float:
+                rows = stratified(fit.labels, LABELS, generator(seed, "labels", draw), least=1).to(task.device)
+                folds, x, y = generator(seed, "folds", draw), seen.train_x[rows], fit.labels[rows]
+                return probe_accuracy(kind, x, y, seen.test_x, held.labels, fit.classes, folds, ticker.pulse, ledger)
+
+            accuracies.append(ledger.once(probe))
     return fmean(accuracies)
+
+
+def _encoder(
+    task: Task, network: FlatNetwork, data: SyntheticSet, rate: float, arm: str, ticker: Ticker, ledger: Ledger, seed: int
+) -> Tensor | None:
+    """Parameters [P] after pre-training from one initialisation; None if it diverges."""
+    words = f"{arm} at rate {rate:.3g}"
+    try:
+        return pretrain(network, data, rate, task.params["pretrain"], seed, words, ticker.tick, task.device, ledger=ledger).theta
+    except DdcoreError as error:
+        if error.code != "diverged":
+            raise
+        return None
 
 
 def _best(arm: str, tried: list[tuple[float, float | None]]) -> float:

@@ -48,6 +48,7 @@ class Expert:
     """One expert in flight; its tensors are changed in place, so what is kept of them is cloned.
 
     average: the moving average of theta, or theta itself. loss_sum: [] over the images of the epoch so far. snapshots: on the CPU.
+    step: steps of the epoch so far; began: the state of `random` when the epoch began.
     """
 
     theta: Tensor
@@ -57,6 +58,8 @@ class Expert:
     loss_sum: Tensor
     snapshots: list[Tensor] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    step: int = 0
+    began: Tensor | None = None
 
     @staticmethod
     def begin(network: FlatNetwork, spec: ExpertsSpec, seed: int, index: int, device: torch.device, same_start: bool = False) -> "Expert":
@@ -73,20 +76,32 @@ class Expert:
         return [self.theta, self.velocity, self.average, self.loss_sum]
 
     def state(self) -> dict[str, Tensor]:
-        """Clones of all it takes to go on from the end of an epoch."""
-        tensors = {"theta": self.theta.clone(), "velocity": self.velocity.clone(), "random": self.random.get_state()}
-        return tensors if self.average is self.theta else tensors | {"average": self.average.clone()}
+        """The tensors that it takes to go on from here, beside snapshots, losses and step."""
+        began = {} if self.began is None else {"began": self.began}
+        average = {} if self.average is self.theta else {"average": self.average}
+        own = {"theta": self.theta, "velocity": self.velocity, "loss_sum": self.loss_sum, "random": self.random.get_state()}
+        return own | average | began
 
     @staticmethod
-    def restore(state: dict[str, Tensor], snapshots: list[Tensor], losses: list[float], device: torch.device) -> "Expert":
-        """Where `state` was taken: at the end of the last of the epochs that `snapshots` and `losses` tell of."""
+    def restore(state: dict[str, Tensor], snapshots: list[Tensor], losses: list[float], step: int, device: torch.device) -> "Expert":
+        """Where `state` was taken: `step` steps after the last of the epochs that `snapshots` and `losses` tell of."""
         random = torch.Generator()
         random.set_state(state["random"])
-        theta = state["theta"].to(device)
+        theta, velocity, loss_sum = (state[name].to(device) for name in ("theta", "velocity", "loss_sum"))
         average = state["average"].to(device) if "average" in state else theta
-        return Expert(theta, state["velocity"].to(device), average, random, torch.zeros((), device=device), snapshots, losses)
+        return Expert(theta, velocity, average, random, loss_sum, snapshots, losses, step, state.get("began"))
+
+    def order(self, count: int) -> Tensor:
+        """The order of `count` images in this epoch, [count]; the same again if the epoch is under way."""
+        if self.began is None:
+            self.began = self.random.get_state()
+            return torch.randperm(count, generator=self.random)
+        again = torch.Generator()
+        again.set_state(self.began)
+        return torch.randperm(count, generator=again)
 
     def end_epoch(self, mean_loss: float) -> None:
+        self.step, self.began = 0, None
         self.losses.append(mean_loss)
         self.snapshots.append(self.average.to("cpu", copy=True))
         self.loss_sum.zero_()

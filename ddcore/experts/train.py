@@ -26,7 +26,8 @@ from ddcore.task import Task
 from ddcore.threads import threads_for
 from ddcore.transfer import send
 
-LAYOUT = "experts 1"  # of checkpoints
+LAYOUT = "experts 2"  # of checkpoints
+STATE = ("theta", "velocity", "average", "loss_sum", "random", "began")
 
 
 @dataclass
@@ -85,7 +86,8 @@ def _part_of(reporter: Reporter, place: int, count: int) -> Reporter:
 
     def sink(event: Event) -> None:
         if event["type"] == "progress":
-            reporter.progress(place * event["total"] + event["done"], count * event["total"], event["unit"], event["note"])
+            whole = event["total"]
+            reporter.sink(event | {"done": place * whole + event["done"], "total": count * whole})
         elif event["type"] == "note":
             reporter.note(event["text"])
 
@@ -115,45 +117,44 @@ def _train_group(task: Task, core: Core, spec: ExpertsSpec, data: Regression, gr
     lanes = [(CudaLane if task.device.type == "cuda" else Lane)(core, expert, spec, data) for expert in group]
     try:
         for epoch in range(len(group[0].losses), epochs):
-            before = [expert.state() for expert in group]
             if stages := task.inputs.get("stages"):
                 now = stage_targets(stages[0], epoch, task.params.get("stage_epochs", epochs))
                 data.targets.copy_(now)  # in place: graphs of steps read it there
-            try:
-                _train_epoch(task, lanes, data, whole * epochs + epoch * len(group), count * epochs)
-            except Stopped:
-                _save(task.work, shard, group, before)  # where the epoch began: it is run again from there
-                raise
-            if task.reporter.checkpoint_due():
-                _save(task.work, shard, group, [expert.state() for expert in group])
+            _train_epoch(task, lanes, data, shard, whole * epochs + epoch * len(group), count * epochs)
     finally:
         for lane in lanes:
             lane.close()
 
 
-def _train_epoch(task: Task, lanes: list[Lane], data: Regression, done: int, total: int) -> None:
-    """An epoch of every lane, step by step in turn. done, total: epochs of experts."""
-    count, spec = len(data.images), lanes[0].spec
-    orders = [torch.randperm(count, generator=lane.expert.random) for lane in lanes]
-    batches = [send(order, task.device).split(min(spec.batch_size, count)) for order in orders]
+def _train_epoch(task: Task, lanes: list[Lane], data: Regression, shard: Shard, done: int, total: int) -> None:
+    """What is left of an epoch of every lane, step by step in turn. done, total: epochs of experts."""
+    count, spec, group = len(data.images), lanes[0].spec, [lane.expert for lane in lanes]
+    batches = [send(expert.order(count), task.device).split(min(spec.batch_size, count)) for expert in group]
     steps = len(batches[0])
     for lane in lanes:
         lane.begin_epoch()
-    for n in range(steps):
-        for i, lane in enumerate(lanes):
-            task.reporter.progress(done * steps + n * len(lanes) + i, total * steps, "expert steps")
-            lane.step(batches[i][n])
+    for n in range(group[0].step, steps):
+        try:
+            task.reporter.progress(done * steps + n * len(lanes), total * steps, "expert steps")
+        except Stopped:
+            _save(task.work, shard, lanes)
+            raise
+        for lane, own in zip(lanes, batches, strict=True):
+            lane.step(own[n])
+            lane.expert.step = n + 1
+        if task.reporter.checkpoint_due():
+            _save(task.work, shard, lanes)
     for lane in lanes:
         lane.end_epoch()
-    for lane, loss_sum in zip(lanes, torch.stack([lane.expert.loss_sum for lane in lanes]).tolist(), strict=True):
+    for expert, loss_sum in zip(group, torch.stack([expert.loss_sum for expert in group]).tolist(), strict=True):
         mean_loss = loss_sum / count
         if not math.isfinite(mean_loss):
             raise DdcoreError(
                 "diverged",
-                f"an expert's loss became {mean_loss} in epoch {len(lane.expert.losses) + 1}",
+                f"an expert's loss became {mean_loss} in epoch {len(expert.losses) + 1}",
                 f"lower experts.lr (it was {spec.lr}) or experts.momentum (it was {spec.momentum})",
             )
-        lane.expert.end_epoch(mean_loss)
+        expert.end_epoch(mean_loss)
 
 
 def _finish(task: Task, shard: Shard, spec: ExpertsSpec, facts: dict[str, Any]) -> dict[str, Any]:
@@ -171,12 +172,17 @@ def _finish(task: Task, shard: Shard, spec: ExpertsSpec, facts: dict[str, Any]) 
     return summary | stored
 
 
-def _save(work: Path, shard: Shard, group: list[Expert], states: list[dict[str, torch.Tensor]]) -> None:
+def _save(work: Path, shard: Shard, lanes: list[Lane]) -> None:
+    """Between two steps."""
     tensors = {f"whole.{i}": s for i, s in enumerate(shard.snapshots)}
-    for i, (expert, state) in enumerate(zip(group, states, strict=True)):
-        tensors |= {f"{i}.snapshot.{t}": s for t, s in enumerate(expert.snapshots)}
-        tensors |= {f"{i}.{name}": tensor for name, tensor in state.items()}
-    write_checkpoint(work, LAYOUT, tensors, {"losses": shard.losses, "current": [expert.losses for expert in group]})
+    for i, lane in enumerate(lanes):
+        lane.end_epoch()  # so that the expert may be read
+        tensors |= {f"{i}.snapshot.{t}": s for t, s in enumerate(lane.expert.snapshots)}
+        tensors |= {f"{i}.{name}": tensor for name, tensor in lane.expert.state().items()}
+    facts = {"losses": shard.losses, "current": [lane.expert.losses for lane in lanes], "step": lanes[0].expert.step}
+    write_checkpoint(work, LAYOUT, tensors, facts)
+    for lane in lanes:
+        lane.begin_epoch()
 
 
 def _resume(task: Task) -> tuple[Shard, list[Expert]]:
@@ -188,6 +194,6 @@ def _resume(task: Task) -> tuple[Shard, list[Expert]]:
     group = []
     for i, losses in enumerate(facts["current"]):
         snapshots = [tensors[f"{i}.snapshot.{t}"] for t in range(len(losses) + 1)]
-        state = {name: tensors[f"{i}.{name}"] for name in ("theta", "velocity", "average", "random") if f"{i}.{name}" in tensors}
-        group.append(Expert.restore(state, snapshots, losses, task.device))
+        state = {name: tensors[f"{i}.{name}"] for name in STATE if f"{i}.{name}" in tensors}
+        group.append(Expert.restore(state, snapshots, losses, facts["step"], task.device))
     return shard, group

@@ -10,6 +10,7 @@ from ddcore.data.images import load_dataset
 from ddcore.errors import DdcoreError
 from ddcore.experts.store import Trajectories
 from ddcore.experts.train import targets_of
+from ddcore.ledger import Once, at_once
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.observatory.feature_figures import draw_noise
 from ddcore.observatory.gradient_figures import Ratios, expert_ratios
@@ -31,10 +32,10 @@ from ddcore.threads import threads_for
 ALL, ENCODER = "experts", "experts' encoder"  # what noise is measured over
 
 
-def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row], once: Once = at_once) -> dict[str, Any]:
     """The experts' planes and motion; where `params` say that they share their start, also their noise against their signal.
 
-    Adds to `rows`, draws into the task's folder, returns headline numbers.
+    Adds to `rows`, draws into the task's folder, returns headline numbers. once: see `ddcore.ledger`.
     """
     store = Trajectories(shards)
     chosen = drawn_experts(store)
@@ -51,9 +52,9 @@ def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows:
 
     places = {f"expert {expert}": torch.arange(n * count, (n + 1) * count) for n, expert in enumerate(chosen)}
     layers = list(zip(network.layer_names, network.layer_sizes, strict=True))
-    moved = motion(told(task.reporter, read, columns, "experts"), places, torch.arange(count), layers, columns).to_json()
+    moved = once(lambda: motion(told(task.reporter, read, columns, "experts"), places, torch.arange(count), layers, columns).to_json())
     rows += motion_rows(moved)
-    encoder, gram = _grams(told(task.reporter, read, columns, "experts' plane"), len(chosen) * count, network)
+    encoder, gram = _grams(told(task.reporter, read, columns, "experts' plane"), len(chosen) * count, network, once)
     paths = ExpertPaths(gram, len(chosen), count, store.num_experts)
     moves = displacement_gram(gram, paths.origins)  # else the plane shows how far apart the starts are, shuffled or not
     null = against_null(moves, list(places.values()), generator(task.params["seed"], "observe", "experts"))
@@ -66,7 +67,9 @@ def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows:
     return summary
 
 
-def observe_regression(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row]) -> tuple[dict[str, Any], list[Ratios]]:
+def observe_regression(
+    task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row], once: Once = at_once
+) -> tuple[dict[str, Any], list[Ratios]]:
     """The error of the first expert and its gradients, where experts regress the targets of the finished teacher; else nothing.
 
     Adds to `rows`, draws the landscape into the task's folder; returns headline numbers, and the curves of the gradients' scatter.
@@ -77,8 +80,8 @@ def observe_regression(task: Task, shards: list[Path], facts: dict[str, Any], ro
     network = build_student(StudentSpec(**task.params["student"]), shape, facts["feature_dim"])
     learnt, seed = regressed(task, shards, network), task.params["seed"]
     with threads_for(network, learnt.batch_size):
-        scatter = gradient_scatter(learnt, store, 0, seed, task.reporter)
-        found = landscape(learnt, store, 0, seed, task.reporter)
+        scatter = gradient_scatter(learnt, store, 0, seed, task.reporter, once)
+        found = landscape(learnt, store, 0, seed, task.reporter, once)
     draw_landscape(found, task.out)
     rows += series("path_loss", "expert 0", found["path"]["epoch"], found["path"]["loss"])
     for key, path in (("all", "expert 0"), ("encoder", "expert 0's encoder")):
@@ -87,11 +90,12 @@ def observe_regression(task: Task, shards: list[Path], facts: dict[str, Any], ro
     return headline | {"expert_loss": found["path"]["loss"][-1]}, expert_ratios(scatter, learnt.batch_size)
 
 
-def _grams(read: Read, rows: int, network: FlatNetwork) -> tuple[Tensor, Tensor]:
+def _grams(read: Read, rows: int, network: FlatNetwork, once: Once) -> tuple[Tensor, Tensor]:
     """Centred inner products over the encoder's parameters, which are all before the last layer's, and over all; read once."""
     encoder = network.num_parameters - network.layer_sizes[-1]
-    first = centred_gram(read, rows, encoder)
-    return first, first + centred_gram(lambda begin, end: read(encoder + begin, encoder + end), rows, network.layer_sizes[-1])
+    first: Tensor = once(lambda: centred_gram(read, rows, encoder))
+    last: Tensor = once(lambda: centred_gram(lambda begin, end: read(encoder + begin, encoder + end), rows, network.layer_sizes[-1]))
+    return first, first + last
 
 
 def _noise(task: Task, paths: ExpertPaths, grams: dict[str, Tensor], places: list[Tensor], rows: list[Row]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Where pre-training on a synthetic set leads from an expert's start, beside the expert's own way."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ddcore.data.images import load_dataset
 from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
+from ddcore.ledger import Ledger, State
 from ddcore.matching.adjoint import Inner, batches_of
 from ddcore.matching.explicit import core_of
 from ddcore.matching.windows import Pace, expert_at
@@ -26,6 +28,7 @@ from ddcore.task import Task, generator
 from ddcore.threads import threads_for
 
 POINTS = 40  # kept of a run, about; fewer of large networks,
+LAYOUT = "figures 1"  # of checkpoints
 NUMBERS = 1 << 26  # so that a run keeps no more than this: 256 MiB
 MOST_EXPERTS = 8  # in the plane
 
@@ -81,13 +84,13 @@ def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], clock: C
         load_dataset(task.input("dataset")).images[data.indices].float() / 255, targets, data.learned_lr, data.indices, data.info
     )
     core, start, method = core_of(network, task.device), store.row(0, 0).to(task.device), data.info["method"]
-    size, runs = min(method["batch_size"], len(data.images)), {}
+    size, runs, ledger = min(method["batch_size"], len(data.images)), {}, Ledger(task.work, LAYOUT, task.reporter)
     with threads_for(network, size):
         for name, one in (("synthetic", data), ("real", real)):
             batches = batches_of(len(one.images), size, clock.steps, generator(0, "inner path"))
             images, rate = one.normalised().to(task.device), one.learned_lr.to(task.device)
             inner = Inner(core, images, one.targets.to(task.device), rate, batches, method.get("inner_momentum", 0.0))
-            run = _run(inner, start, task.reporter, name)
+            run = ledger.once(functools.partial(_run, inner, start, task.reporter, name, ledger))
             if torch.isfinite(run).all():
                 runs[name] = run
             else:
@@ -102,16 +105,26 @@ def _kept(steps: int, parameters: int) -> list[int]:
     return [*range(0, steps, math.ceil(steps / min(POINTS, max(4, NUMBERS // parameters)))), steps]
 
 
-def _run(inner: Inner, start: Tensor, reporter: Reporter, name: str) -> Tensor:
-    """The kept parameters [k, P] of one run, on the CPU."""
-    theta, velocity, steps, found = start, None, len(inner.batches), []
-    kept = set(_kept(steps, len(start)))
-    for t in range(steps):
+def _run(inner: Inner, start: Tensor, reporter: Reporter, name: str, ledger: Ledger) -> Tensor:
+    """The kept parameters [k, P] of one run, on the CPU; the part in hand of `ledger`."""
+    theta, velocity, steps, found, first = start, None, len(inner.batches), list[Tensor](), 0
+    if before := ledger.resume():
+        tensors, first = {name: tensor.to(start.device) for name, tensor in before[0].items()}, before[1]["steps"]
+        theta, velocity, found = tensors["theta"], tensors.get("velocity"), list(before[0]["found"])
+    done, kept = first, set(_kept(steps, len(start)))
+
+    def state() -> State:
+        tensors = {"theta": theta, "found": torch.stack(found) if found else torch.zeros(0, len(start))}
+        return tensors if velocity is None else tensors | {"velocity": velocity}, {"steps": done}
+
+    ledger.hold(state)
+    for t in range(first, steps):
+        ledger.offer()
         reporter.progress(t, steps, "steps", f"pre-training on the {name} images")
         if t in kept:
             found.append(theta.cpu())
         _, theta, moved = inner.step(t, theta, velocity)
-        velocity = moved if inner.momentum else None
+        velocity, done = moved if inner.momentum else None, t + 1
     return torch.stack([*found, theta.cpu()])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
+from ddcore.ledger import Once, at_once
 from ddcore.matching.cores import inner_loss
 from ddcore.networks.flat import FlatNetwork
 from ddcore.observatory.pca import centred_gram, displacement_gram
@@ -77,20 +78,20 @@ def path_plane(store: Trajectories, expert: int) -> PathPlane:
     return PathPlane(directions, path * turned, (values / moves.trace().clamp_min(1e-300)).tolist())
 
 
-def landscape(learnt: Regressed, store: Trajectories, expert: int, seed: int, reporter: Reporter) -> dict[str, Any]:
+def landscape(learnt: Regressed, store: Trajectories, expert: int, seed: int, reporter: Reporter, once: Once = at_once) -> dict[str, Any]:
     """The squared error on one fixed sample of the real images, whole and without views, in three looks.
 
     Returns {"images": in the sample, "path": {"epoch", "loss"} at and between the snapshots (straight lines between),
     "around": {"x", "y", "loss" [y][x]} over two filter-normalised directions through the last snapshot, in units of the filters' lengths,
     "plane": the same over the two directions of `path_plane`, in L2 units, with "path" [s][2] and "explained"}. A loss that is not finite
-    is None. About POINTS + 2 * SIDE^2 evaluations; reports each, and can be stopped.
+    is None. About POINTS + 2 * SIDE^2 evaluations; reports each, and can be stopped. once: see `ddcore.ledger`.
     """
     network, device = learnt.core.network, learnt.data.targets.device
     random = generator(seed, "observe", "landscape")
     end, plane = store.row(expert, store.num_snapshots - 1).to(device), path_plane(store, expert)
     between = max(1, round(POINTS / (store.num_snapshots - 1)))
     times = [place / between for place in range((store.num_snapshots - 1) * between + 1)]
-    loss, images = _sampled_loss(learnt, random, reporter, len(times) + 2 * SIDE**2)
+    loss, images = _sampled_loss(learnt, random, reporter, len(times) + 2 * SIDE**2, once)
     chance = [filter_normalised(network, end, random) for _ in range(2)]
     wide, high = _extent(plane.path)
     unit = [-1 + 2 * place / (SIDE - 1) for place in range(SIDE)]
@@ -108,7 +109,7 @@ def landscape(learnt: Regressed, store: Trajectories, expert: int, seed: int, re
     }
 
 
-def _sampled_loss(learnt: Regressed, random: torch.Generator, reporter: Reporter, evaluations: int) -> tuple[Loss, int]:
+def _sampled_loss(learnt: Regressed, random: torch.Generator, reporter: Reporter, evaluations: int, once: Once) -> tuple[Loss, int]:
     """The loss as a function of theta [P], and how many images it is taken on."""
     network, done = learnt.core.network, iter(range(evaluations))
     fitting = IMAGES if network.largest_map is None else max(LEAST, LARGEST // network.largest_map)
@@ -118,7 +119,8 @@ def _sampled_loss(learnt: Regressed, random: torch.Generator, reporter: Reporter
     @torch.no_grad()
     def loss(theta: Tensor) -> float:
         reporter.progress(next(done), evaluations, "losses", "landscape")
-        return sum(float(inner_loss(network, theta, x, y)) * len(y) for x, y in parts) / len(rows)
+        found: float = once(lambda: sum(float(inner_loss(network, theta, x, y)) * len(y) for x, y in parts) / len(rows))
+        return found
 
     return loss, len(rows)
 

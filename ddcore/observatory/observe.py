@@ -1,5 +1,6 @@
 """The observe step: all that the recorded paths of a teacher, its repeated runs and its experts show, as one table and as figures."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from torch import nn
 
 from ddcore.data.images import Images, load_dataset
 from ddcore.errors import DdcoreError
+from ddcore.ledger import Ledger, Once
 from ddcore.networks.backbones import build_backbone
 from ddcore.observatory.collapse_figure import draw_collapse
 from ddcore.observatory.curves import draw_losses
@@ -28,6 +30,7 @@ from ddcore.ssl.trajectory import read_trajectory
 from ddcore.task import Task, generator
 
 TABLE, COLUMNS = "observations.json", "observations.parquet"
+LAYOUT = "observe 1"  # of checkpoints
 SAMPLE = 2000  # images whose features are compared between snapshots
 
 
@@ -42,15 +45,15 @@ def observe(task: Task) -> dict[str, Any]:
     """
     runs = task.inputs["teacher"]
     facts = json.loads((runs[0] / "teacher.json").read_text())
-    rows: list[Row] = []
+    rows, ledger = list[Row](), Ledger(task.work, LAYOUT, task.reporter)
     summary: dict[str, Any] = {"ssl": facts["ssl"], "runs": len(runs), "knn_accuracy": facts["knn_accuracy"]}
-    summary |= _teacher(task, runs[0], facts, rows)
+    summary |= _teacher(task, runs[0], facts, rows, ledger.once)
     if len(runs) > 1:
-        summary |= _noise(task, runs, rows)
+        summary |= _noise(task, runs, rows, ledger.once)
     curves: list[Ratios] = []
     if shards := task.inputs.get("experts"):
-        summary |= observe_experts(task, shards, facts, rows)
-        found, curves = observe_regression(task, shards, facts, rows)
+        summary |= observe_experts(task, shards, facts, rows, ledger.once)
+        found, curves = observe_regression(task, shards, facts, rows, ledger.once)
         summary |= found
     draw_gradient_noise(_own_gradients(task, runs[0], facts) + curves, task.out)
     summary["figures"] = sorted(path.stem for path in task.out.glob("*.png"))
@@ -59,16 +62,17 @@ def observe(task: Task) -> dict[str, Any]:
     return summary
 
 
-def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row], once: Once) -> dict[str, Any]:
     """The first run: its plane and that plane's null, its motion, its features, its curves."""
     arrays, step = read_trajectory(folder)
     read, places, columns = joined(arrays, {name: array.get_shape() for name, array in arrays.items()})
     data, spec = load_dataset(task.input("dataset")), BackboneSpec(**facts["backbone"])
     layers = layers_of(build_backbone(spec, data.shape[0], (data.shape[1], data.shape[2])))
-    moved = motion(told(task.reporter, read, columns, "motion"), places, step, layers, columns).to_json()
-    paths = TeacherPaths(centred_gram(read, len(arrays) * len(step), columns), tuple(arrays), step)
+    moved = once(lambda: motion(told(task.reporter, read, columns, "motion"), places, step, layers, columns).to_json())
+    gram = once(lambda: centred_gram(told(task.reporter, read, columns, "plane"), len(arrays) * len(step), columns))
+    paths = TeacherPaths(gram, tuple(arrays), step)
     null = against_null(paths.gram, [paths.rows(name) for name in paths.names], generator(task.params["seed"], "observe", "null"))
-    features = per_snapshot(folder, data.to(task.device), spec, SAMPLE, task.reporter)
+    features = per_snapshot(folder, data.to(task.device), spec, SAMPLE, task.reporter, once)
     history = read_history(folder)
     draw_teacher(paths, facts["ssl"], task.out)
     draw_losses(history, [], {}, task.out)
@@ -92,7 +96,7 @@ def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row]) -
     return summary
 
 
-def _noise(task: Task, runs: list[Path], rows: list[Row]) -> dict[str, Any]:
+def _noise(task: Task, runs: list[Path], rows: list[Row], once: Once) -> dict[str, Any]:
     """Of each network (DINO has two): how much of its displacement all runs share, and how much is each run's own."""
     found, recorded = {}, [read_trajectory(folder) for folder in runs]
     for name in recorded[0][0]:
@@ -101,7 +105,8 @@ def _noise(task: Task, runs: list[Path], rows: list[Row]) -> dict[str, Any]:
             read, places, columns = joined(arrays, {run: array.get_shape() for run, array in arrays.items()})
         except ValueError as error:  # they share no space
             raise DdcoreError("missing_input", str(error), "observe runs of one network, all recorded with the same settings") from error
-        gram = centred_gram(told(task.reporter, read, columns, f"{name}s of all runs"), sum(map(len, places.values())), columns)
+        reading = told(task.reporter, read, columns, f"{name}s of all runs")
+        gram = once(functools.partial(centred_gram, reading, sum(map(len, places.values())), columns))
         found[name] = noise_to_signal(gram, list(places.values()), recorded[0][1])
         rows += noise_rows(name, found[name])
     draw_noise(found, task.out)

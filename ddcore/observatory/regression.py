@@ -1,5 +1,6 @@
 """What experts that regress targets minimise, looked at again: their squared error, and how far its gradients scatter."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from ddcore.data.images import Normaliser, load_dataset, mean_std
 from ddcore.events import Reporter
 from ddcore.experts.sgd import Regression
 from ddcore.experts.store import Trajectories
+from ddcore.ledger import Once, at_once
 from ddcore.matching.cores import Core
 from ddcore.matching.explicit import core_of
 from ddcore.networks.flat import FlatNetwork
@@ -44,16 +46,20 @@ def regressed(task: Task, shards: Sequence[Path], network: FlatNetwork) -> Regre
     return Regressed(core, Regression.of(data, targets, normaliser, core, spec.augment), min(spec.batch_size, len(data)))
 
 
-def gradient_scatter(learnt: Regressed, store: Trajectories, expert: int, seed: int, reporter: Reporter) -> dict[str, Any]:
+def gradient_scatter(
+    learnt: Regressed, store: Trajectories, expert: int, seed: int, reporter: Reporter, once: Once = at_once
+) -> dict[str, Any]:
     """How far gradients of `BATCHES` batches scatter, as a multiple of their mean's length (see `Scatter`), along one expert's path.
 
     Batches are of the expert's own size, drawn anew at each of at most `MOST_SNAPSHOTS` snapshots. Returns {"epoch": [s], "all": [s],
     "encoder": [s]}: of all parameters' gradient, and of those before the last layer; None where the batches share no direction.
+    once: see `ddcore.ledger`.
     """
     network, images = learnt.core.network, len(learnt.data.images)
     encoder = network.num_parameters - network.layer_sizes[-1]
     found: dict[str, Any] = {"epoch": evenly(store.num_snapshots, MOST_SNAPSHOTS), "all": [], "encoder": []}
-    for place, snapshot in enumerate(found["epoch"]):
+
+    def ratios(place: int, snapshot: int) -> list[float | None]:
         random, theta = generator(seed, "observe", "gradient noise", snapshot), _on_device(store.row(expert, snapshot), learnt)
         whole, part = Scatter(), Scatter()
         for number in range(BATCHES):
@@ -62,8 +68,12 @@ def gradient_scatter(learnt: Regressed, store: Trajectories, expert: int, seed: 
             gradient = learnt.core.gradient(theta, *learnt.data.batch(rows, random)).gradient
             whole.add(gradient)
             part.add(gradient[:encoder])
-        found["all"].append(whole.ratio())
-        found["encoder"].append(part.ratio())
+        return [whole.ratio(), part.ratio()]
+
+    for place, snapshot in enumerate(found["epoch"]):
+        own = once(functools.partial(ratios, place, snapshot))
+        found["all"].append(own[0])
+        found["encoder"].append(own[1])
     return found
 
 

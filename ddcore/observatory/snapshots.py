@@ -1,6 +1,8 @@
 """What a network knew at each snapshot of its run: k-NN accuracy, effective rank, and likeness to what it became."""
 
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.nn.utils import vector_to_parameters
 from ddcore.data.images import Images, Normaliser, mean_std
 from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
+from ddcore.ledger import Once, at_once
 from ddcore.networks.backbones import build_backbone
 from ddcore.specs import BackboneSpec
 from ddcore.ssl.measure import effective_rank, knn_accuracy
@@ -22,12 +25,17 @@ BATCH = 500
 
 
 def per_snapshot(
-    teacher_folder: Path, data: Images, backbone: BackboneSpec, sample: int = 2000, reporter: Reporter | None = None
+    teacher_folder: Path,
+    data: Images,
+    backbone: BackboneSpec,
+    sample: int = 2000,
+    reporter: Reporter | None = None,
+    once: Once = at_once,
 ) -> list[dict[str, Any]]:
     """Features of `sample` training images under every recorded snapshot, in three figures each; computed on the device of `data`.
 
     teacher_folder: a teacher step's, with trajectory.safetensors; data: the images it was trained on; backbone: its encoder. The
-    images are drawn once, from a fixed seed, and normalised as in training.
+    images are drawn once, from a fixed seed, and normalised as in training. once: see `ddcore.ledger`.
 
     Returns a row for each network ("student"; for DINO also "teacher") and snapshot, in order of time:
     {"network", "step", "knn": leave-one-out k-NN accuracy within the sample, percent (None without labels; below a teacher's own
@@ -46,17 +54,24 @@ def per_snapshot(
 
     def features(track: Track, number: int, name: str) -> Tensor:
         vector_to_parameters(track.row(number).to(inputs.device), module.parameters())
-        return _features(module, inputs, f"{name} at step {steps[number]}")
+        return _features(module, inputs, f"{name} at step {steps[number]}", told.pulse)
+
+    @functools.cache
+    def last_of(name: str) -> Tensor:
+        return features(tracks[name], len(steps) - 1, name)  # all others are compared with it
+
+    def row(name: str, number: int) -> dict[str, Any]:
+        last = last_of(name)
+        found = last if number == len(steps) - 1 else features(tracks[name], number, name)
+        knn = None if labels is None else knn_accuracy(found, labels, pulse=told.pulse)
+        likeness = linear_cka(found, last)
+        return {"network": name, "step": int(steps[number]), "knn": knn, "rank": effective_rank(found), "cka_to_last": likeness}
 
     rows: list[dict[str, Any]] = []
-    for name, track in tracks.items():
-        last = features(track, len(steps) - 1, name)  # all others are compared with it
-        for number, step in enumerate(steps.tolist()):
+    for name in tracks:
+        for number in range(len(steps)):
             told.progress(len(rows), len(tracks) * len(steps), "snapshots", "features")
-            found = last if number == len(steps) - 1 else features(track, number, name)
-            knn = None if labels is None else knn_accuracy(found, labels)
-            likeness = linear_cka(found, last)
-            rows.append({"network": name, "step": step, "knn": knn, "rank": effective_rank(found), "cka_to_last": likeness})
+            rows.append(once(functools.partial(row, name, number)))
     return rows
 
 
@@ -100,9 +115,13 @@ def _draw(data: Images, sample: int) -> tuple[Tensor, Tensor | None]:
 
 
 @torch.no_grad()
-def _features(module: nn.Module, inputs: Tensor, whose: str) -> Tensor:
+def _features(module: nn.Module, inputs: Tensor, whose: str, pulse: Callable[[], None]) -> Tensor:
     batches = inputs.tensor_split(math.ceil(len(inputs) / BATCH))  # of nearly equal size: none too small for statistics
-    features = torch.cat([module(batch).float() for batch in batches])
+    parts = []
+    for batch in batches:
+        pulse()
+        parts.append(module(batch).float())
+    features = torch.cat(parts)
     if not torch.isfinite(features).all():
         raise DdcoreError("diverged", f"the features of the {whose} are not finite", "lower teacher.lr or raise teacher.warmup_epochs")
     return features

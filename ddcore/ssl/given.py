@@ -11,9 +11,10 @@ from torch import nn
 
 from ddcore.data.images import Images, mean_std
 from ddcore.errors import DdcoreError, Problem, SpecError
+from ddcore.ledger import Ledger
 from ddcore.networks.backbones import Library, build_backbone, drop_classifier, feature_dim, timm_backbone, torchvision_backbone
 from ddcore.specs import BackboneSpec, GivenTeacherSpec
-from ddcore.ssl.measure import measure, refuse_collapsed
+from ddcore.ssl.measure import MEASURED, measure, refuse_collapsed
 from ddcore.ssl.teacher import Manifest, fit_weights, read_weights, save_teacher
 from ddcore.task import Task
 
@@ -38,7 +39,7 @@ def given_teacher(spec: GivenTeacherSpec, data: Images, task: Task) -> dict[str,
         module, (mean, std) = _torchvision(spec.backbone.name, channels, task.resources.downloads)
     module = module.eval().to(task.device)
     feature_dim(module, channels, size)
-    accuracy, rank, width = measure(module, data, mean, std, task.reporter)
+    accuracy, rank, width = measure(module, data, mean, std, task.reporter, Ledger(task.work, MEASURED, task.reporter))
     refuse_collapsed(accuracy, rank, spec.min_knn_accuracy)
     manifest = Manifest(
         backbone=spec.backbone.model_dump(),

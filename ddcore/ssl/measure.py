@@ -1,6 +1,6 @@
 """How good a teacher is: its features, their k-NN accuracy and their effective rank."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from torch.nn import functional
 from ddcore.data.images import Images, Normaliser
 from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
+from ddcore.ledger import Ledger
 from ddcore.ssl.collapse import ADVICE, WORDS, Kind
 from ddcore.task import generator
 
@@ -18,18 +19,51 @@ QUERIES = 5000
 RANK_IMAGES = 10_000
 LEAST_RANK = 1.5
 _BATCH = 512
+MEASURED = "measure 1"  # layout of checkpoints
 
 
 @torch.no_grad()
 def extract_features(
-    module: nn.Module, images: torch.Tensor, mean: Sequence[float], std: Sequence[float], reporter: Reporter
+    module: nn.Module,
+    images: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    reporter: Reporter,
+    ledger: Ledger | None = None,
 ) -> torch.Tensor:
-    """Features float32 [n, d] of images uint8 [n, c, h, w], on their device, with the module in evaluation mode."""
+    """Features float32 [n, d] of images uint8 [n, c, h, w], on their device, with the module in evaluation mode.
+
+    ledger: keeps them, and those found so far, for another attempt.
+    """
+    if ledger is None:
+        return _extract(module, images, mean, std, reporter, [], lambda: None)
+    parts: list[torch.Tensor] = []
+
+    def all_parts() -> torch.Tensor:
+        if found := ledger.resume():
+            parts.extend(tensor.to(images.device) for tensor in found[0].values())
+        ledger.hold(lambda: ({"features": torch.cat(parts)} if parts else {}, {}))
+        return _extract(module, images, mean, std, reporter, parts, ledger.offer)
+
+    return ledger.once(all_parts).to(images.device)
+
+
+def _extract(
+    module: nn.Module,
+    images: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    reporter: Reporter,
+    parts: list[torch.Tensor],
+    between: Callable[[], None],
+) -> torch.Tensor:
+    """The features of the images after those in `parts`, added to these batch by batch; all together."""
     module.eval()
-    normaliser, parts = Normaliser.of(mean, std, images.device), []
-    for start in range(0, len(images), _BATCH):
+    normaliser = Normaliser.of(mean, std, images.device)
+    for start in range(sum(map(len, parts)), len(images), _BATCH):
         reporter.progress(start, len(images), "images", "features")
         parts.append(module(normaliser(images[start : start + _BATCH])).float())
+        between()
     return torch.cat(parts)
 
 
@@ -39,11 +73,12 @@ def knn_accuracy(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
     queries: int = QUERIES,
+    pulse: Callable[[], None] = lambda: None,
 ) -> float:
     """Leave-one-out weighted k-NN accuracy, in percent (1805.01978, section 3.4; the protocol of DINO, appendix F).
 
     features [n, d] are compared by cosine; each neighbour votes with exp(cosine / temperature). At most `queries` images, drawn
-    from a fixed seed, are asked about; all others are the memory.
+    from a fixed seed, are asked about; all others are the memory. pulse: called now and then; it may raise.
     """
     count = len(features)
     unit = functional.normalize(features, dim=1)
@@ -51,6 +86,7 @@ def knn_accuracy(
     classes = int(labels.max()) + 1
     right = 0
     for start in range(0, len(asked), _BATCH):
+        pulse()
         rows = asked[start : start + _BATCH]
         similarity = unit[rows] @ unit.T
         similarity[torch.arange(len(rows), device=rows.device), rows] = float("-inf")
@@ -75,13 +111,13 @@ def effective_rank(features: torch.Tensor) -> float:
 
 
 def measure(
-    module: nn.Module, data: Images, mean: Sequence[float], std: Sequence[float], reporter: Reporter
+    module: nn.Module, data: Images, mean: Sequence[float], std: Sequence[float], reporter: Reporter, ledger: Ledger | None = None
 ) -> tuple[float | None, float, int]:
     """k-NN accuracy (percent; None without labels), effective rank and width d of the features on the training images."""
-    features = extract_features(module, data.images, mean, std, reporter)
+    features = extract_features(module, data.images, mean, std, reporter, ledger)
     if not torch.isfinite(features).all():
         raise DdcoreError("diverged", "the teacher's features are not finite", "lower the learning rate")
-    accuracy = None if data.labels is None else knn_accuracy(features, data.labels)
+    accuracy = None if data.labels is None else knn_accuracy(features, data.labels, pulse=reporter.pulse)
     return accuracy, effective_rank(features), features.shape[1]
 
 

@@ -12,12 +12,14 @@ from torch.nn.utils import vector_to_parameters
 
 from ddcore.data.images import Images, load_dataset, normalise
 from ddcore.errors import DdcoreError
+from ddcore.ledger import Ledger
 from ddcore.ssl.measure import extract_features
 from ddcore.ssl.teacher import Manifest, load_teacher
 from ddcore.ssl.trajectory import count_snapshots, teacher_snapshot
 from ddcore.task import Task, generator
 
 NAME = "targets.safetensors"
+LAYOUT = "targets 1"  # of checkpoints
 BATCH, BATCHES = 500, 20  # images that running statistics are measured on
 _FLAT = 1e-6  # deviation below this part of the largest one is no variation
 
@@ -36,9 +38,10 @@ def compute_targets(task: Task) -> dict[str, Any]:
     if data.shape != expected:
         raise DdcoreError("missing_input", f"the teacher reads images of shape {expected}, these are {data.shape}", "use its own data set")
     module = module.to(task.device)
+    ledger = Ledger(task.work, LAYOUT, task.reporter)
     if stages := task.params.get("stages"):
-        return _write_stages(task, module, manifest, data, stages)
-    features = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter)
+        return _write_stages(task, module, manifest, data, stages, ledger)
+    features = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter, ledger)
     targets, mean, std = standardise(features)
     tensors = {"targets": targets, "mean": mean, "std": std}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, task.out / NAME)
@@ -46,17 +49,18 @@ def compute_targets(task: Task) -> dict[str, Any]:
     return {"num_images": len(targets), "target_dim": targets.shape[1], "flat_dimensions": flat}
 
 
-def _write_stages(task: Task, module: nn.Module, manifest: Manifest, data: Images, stages: int) -> dict[str, Any]:
+def _write_stages(task: Task, module: nn.Module, manifest: Manifest, data: Images, stages: int, ledger: Ledger) -> dict[str, Any]:
     """The last stage is the module as it is; the others are snapshots of the run, whose running statistics are measured anew."""
     folder, found = task.input("teacher"), dict[str, torch.Tensor]()
     count = count_snapshots(folder)
-    last = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter)
+    last = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter, ledger)
     found[f"stage-{stages}"] = standardise(last)[0].cpu().contiguous()
     for stage in range(1, stages):
-        place = round(stage * (count - 1) / stages)
-        vector_to_parameters(teacher_snapshot(folder, place).to(task.device), module.parameters())
-        _remeasure(module, data, manifest)
-        features = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter)
+        if not ledger.ahead():  # else an earlier attempt has found these features
+            place = round(stage * (count - 1) / stages)
+            vector_to_parameters(teacher_snapshot(folder, place).to(task.device), module.parameters())
+            _remeasure(module, data, manifest)
+        features = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter, ledger)
         found[f"stage-{stage}"] = standardise(features)[0].cpu().contiguous()
     save_file(found, task.out / NAME)
     return {"num_images": len(last), "target_dim": last.shape[1], "stages": stages}

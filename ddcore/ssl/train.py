@@ -15,6 +15,7 @@ from ddcore.data.augment import random_views
 from ddcore.data.images import Images, Normaliser, load_dataset, mean_std
 from ddcore.errors import DdcoreError, Problem, SpecError, Stopped
 from ddcore.events import Reporter
+from ddcore.ledger import Ledger
 from ddcore.networks.backbones import build_backbone, feature_dim
 from ddcore.specs import BarlowTwinsSpec, DinoSpec, GivenTeacherSpec, SimCLRSpec, TeacherSpec
 from ddcore.ssl.barlow_twins import barlow_twins
@@ -24,7 +25,7 @@ from ddcore.ssl.given import given_teacher
 from ddcore.ssl.gradient_noise import gradient_noise
 from ddcore.ssl.identity import refuse_broken
 from ddcore.ssl.masked import draw_hidden
-from ddcore.ssl.measure import extract_features, knn_accuracy, measure, refuse_collapsed
+from ddcore.ssl.measure import MEASURED, extract_features, knn_accuracy, measure, refuse_collapsed
 from ddcore.ssl.objective import Objective
 from ddcore.ssl.simclr import simclr
 from ddcore.ssl.teacher import Manifest, save_teacher
@@ -96,19 +97,19 @@ class Run:
             self._snapshot()
         began, first = time.perf_counter(), self.step
         try:
-            while self.step < self.total:
+            while True:
                 self.task.reporter.progress(self.step, self.total, "steps", f"{self.rate:,.0f} images/s")
                 began += self._compare_gradients()
+                if self._at(LOOKS) or self.step == self.total:
+                    self._look()
+                if self.step == self.total:
+                    break
                 self._update()
                 self.rate = (self.step - first) * self.batch_size / (time.perf_counter() - began)
                 if self.step in self.snapshots:
                     self._snapshot()
-                if self._at(LOOKS) or self.step == self.total:
-                    self._look()
                 if self.task.reporter.checkpoint_due():
                     self._checkpoint()
-            self._compare_gradients()
-            self.task.reporter.progress(self.total, self.total, "steps", f"{self.rate:,.0f} images/s")
         except Stopped:
             self._checkpoint()
             raise
@@ -158,9 +159,9 @@ class Run:
     def _compare_gradients(self) -> float:
         """At LOOKS evenly spaced steps and at step 0: how far gradients of batches drawn for this alone scatter. Returns the seconds."""
         began = time.perf_counter()
-        batches, points = self.spec.gradient_batches, self.history.get("gradient_noise", [])
+        batches = self.spec.gradient_batches
         here = {round(look * self.total / LOOKS) for look in range(LOOKS + 1)}
-        if not batches or self.step not in here or any(step == self.step for step, _ in points):
+        if not batches or self.step not in here or self._has("gradient_noise"):
             return 0.0
         draw = generator(self.seed, *self.stream, "gradient noise", self.step)
 
@@ -190,13 +191,18 @@ class Run:
         self.history.setdefault(name, []).append([self.step, value])
         self.task.reporter.metric(name, self.step, value)
 
+    def _has(self, curve: str) -> bool:
+        """Whether a curve has its point of this step: a run that was stopped goes on from there."""
+        return any(step == self.step for step, _ in self.history.get(curve, []))
+
     def _look(self) -> None:
         """A quick k-NN accuracy on a sample of the images, for the curve; below the manifest's, which has all of them to look among."""
-        if self.data.labels is None:
+        if self.data.labels is None or self._has("knn"):
             return
+        quiet = Reporter(should_stop=self.task.reporter.should_stop)
         rows = torch.linspace(0, len(self.data) - 1, min(LOOK_IMAGES, len(self.data))).round().long().to(self.task.device)
-        features = extract_features(self.objective.result, self.data.images[rows], self.mean, self.std, Reporter())
-        self._point("knn", knn_accuracy(features, self.data.labels[rows]))
+        features = extract_features(self.objective.result, self.data.images[rows], self.mean, self.std, quiet)
+        self._point("knn", knn_accuracy(features, self.data.labels[rows], pulse=quiet.pulse))
 
     def _snapshot(self) -> None:
         own, kept = self.objective.backbone, self.objective.result
@@ -215,6 +221,9 @@ class Run:
         if found is None:
             return
         tensors, facts = found
+        if not self.recorder.holds(facts["step"]):
+            self.task.reporter.note("snapshots of an earlier attempt cannot be read: the run begins anew")
+            return
         for name, buffer in self.objective.buffers.items():
             buffer.copy_(tensors[name])
         parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -239,8 +248,8 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Measure the teacher, refuse a collapsed one, write the files."""
-        module = self.objective.result
-        accuracy, rank, width = measure(module, self.data, self.mean, self.std, self.task.reporter)
+        module, ledger = self.objective.result, Ledger(self.task.work / "features", MEASURED, self.task.reporter)
+        accuracy, rank, width = measure(module, self.data, self.mean, self.std, self.task.reporter, ledger)
         (self.task.out / "history.json").write_text(json.dumps(self.history) + "\n")
         collapsed = self.collapsed()
         refuse_collapsed(accuracy, rank, self.spec.min_knn_accuracy, collapsed)

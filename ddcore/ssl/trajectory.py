@@ -65,6 +65,17 @@ class Recorder:
         save_file({**tensors, "errors": torch.cat(errors)}, _path(self._work, step))
         self._reached = place, reached
 
+    def holds(self, step: int) -> bool:
+        """Whether every snapshot up to `step` is there: after a crash of the machine some may not have reached the disk."""
+        try:
+            for one in self._steps:
+                if one <= step:
+                    with safe_open(_path(self._work, one), framework="pt"):
+                        pass
+        except (OSError, SafetensorError):
+            return False
+        return True
+
     def _before(self, place: int) -> Tensor:
         if self._reached is None or self._reached[0] != place - 1:
             reached = read_kept(self._work, self._steps[0])["start"]

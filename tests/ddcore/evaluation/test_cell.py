@@ -10,7 +10,7 @@ import torch
 
 from ddcore.data.images import Images, load_dataset
 from ddcore.errors import DdcoreError, Stopped
-from ddcore.evaluation import cell
+from ddcore.evaluation import cell, downstream
 from ddcore.evaluation.arms import arms_of
 from ddcore.evaluation.cell import evaluate_cell
 from ddcore.events import Reporter
@@ -189,7 +189,7 @@ def test_a_test_set_that_cannot_be_scored_is_refused(
 def test_a_validation_split_scores_on_training_images_that_no_probe_is_fitted_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[set[Any], set[Any]]] = []
     real = cell.probe_accuracy
-    monkeypatch.setattr(cell, "features", lambda network, theta, images: images.flatten(1))
+    monkeypatch.setattr(downstream, "features", lambda network, theta, images, pulse: images.flatten(1))
 
     def spy(kind: str, train_x: torch.Tensor, train_y: Any, test_x: torch.Tensor, *rest: Any) -> float:
         seen.append(({tuple(row.tolist()) for row in train_x}, {tuple(row.tolist()) for row in test_x}))

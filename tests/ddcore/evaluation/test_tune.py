@@ -10,7 +10,7 @@ import torch
 
 from ddcore.checks import DatasetFacts
 from ddcore.errors import DdcoreError
-from ddcore.evaluation import tune
+from ddcore.evaluation import downstream, tune
 from ddcore.evaluation.arms import load_sets, shape_of
 from ddcore.evaluation.downstream import load_held_out
 from ddcore.evaluation.tune import tune_rates
@@ -40,7 +40,7 @@ def test_the_plan_gives_tuning_no_test_split_and_tuning_asks_for_none(world: Wor
 def test_probe_and_score_use_disjoint_images(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, Any]] = []
     real = tune.probe_accuracy
-    monkeypatch.setattr(tune, "features", lambda network, theta, images: images.flatten(1))
+    monkeypatch.setattr(downstream, "features", lambda network, theta, images, pulse: images.flatten(1))
 
     def spy(kind: str, train_x: torch.Tensor, train_y: Any, test_x: torch.Tensor, *rest: Any) -> float:
         seen.append(({tuple(row.tolist()) for row in train_x}, {tuple(row.tolist()) for row in test_x}))
@@ -97,7 +97,7 @@ def test_tuning_repeats_and_its_bar_fills_even_when_a_rate_diverges(world: World
 def test_tuning_does_not_see_the_images_that_cells_hold_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[Any] = set()
     real = tune.probe_accuracy
-    monkeypatch.setattr(tune, "features", lambda network, theta, images: images.flatten(1))
+    monkeypatch.setattr(downstream, "features", lambda network, theta, images, pulse: images.flatten(1))
 
     def spy(kind: str, train_x: torch.Tensor, train_y: Any, test_x: torch.Tensor, *rest: Any) -> float:
         seen.update(tuple(row.tolist()) for part in (train_x, test_x) for row in part)
