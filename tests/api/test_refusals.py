@@ -182,7 +182,7 @@ def test_misspelt_parameter(client: TestClient, refused: Refused, method: str, p
 
 
 def test_database_that_is_away(client: TestClient, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(session: Any, job_id: str) -> None:
+    def away(*_: Any) -> None:
         raise OperationalError("SELECT secret", {}, Exception("connection refused"))
 
     monkeypatch.setattr("jobs.views.job", away)
@@ -193,7 +193,7 @@ def test_database_that_is_away(client: TestClient, refused: Refused, monkeypatch
 
 @pytest.mark.parametrize("words", ["database or disk is full", 'could not extend file "x": No space left on device'])
 def test_database_whose_disk_is_full(client: TestClient, refused: Refused, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
-    def full(session: Any, job_id: str) -> None:
+    def full(*_: Any) -> None:
         raise OperationalError("INSERT secret", {}, Exception(words))
 
     monkeypatch.setattr("jobs.views.job", full)
