@@ -57,6 +57,12 @@ class Reporter:
         """Report one point of the curve `name`; the caller thins (a few hundred points a curve are plenty)."""
         self.sink({"type": "metric", "name": name, "x": float(x), "value": float(value)})
 
+    def again(self, curves: dict[str, list[list[float]]]) -> None:
+        """Report whole curves, [x, value] each, from a checkpoint: who was killed behind it may not have been heard to the end."""
+        for name, points in curves.items():
+            for x, value in points:
+                self.metric(name, x, value)
+
     def note(self, text: str) -> None:
         """Report something a person should read, such as a recovery or a fallback."""
         self.sink({"type": "note", "text": text})

@@ -334,3 +334,4 @@ def _resume(work: Path, state: State, core: str, reporter: Reporter) -> None:
         slots.setdefault(int(index), {})[name] = value
     state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": slots})
     state.iteration, state.history, state.looked = facts["iteration"], facts["history"], facts["looked"]
+    reporter.again(state.history)

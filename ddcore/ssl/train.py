@@ -238,6 +238,7 @@ class Run:
             state.setdefault(int(number), {})[key] = tensor
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.step, self.history = int(facts["step"]), facts["history"]
+        self.task.reporter.again(self.history)
         self.task.reporter.note(f"resumed at step {self.step} of {self.total}")
 
     def collapsed(self) -> Kind | None:

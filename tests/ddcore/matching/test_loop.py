@@ -333,9 +333,11 @@ def test_a_crash_costs_no_more_than_the_work_since_the_last_checkpoint(tmp_path)
     curves = go(tmp_path, spec, straight, work="straight")
     with pytest.raises(RuntimeError, match="power"):
         go(tmp_path, spec, begin(spec, 0.5), reporter=Reporter(sink=crash, checkpoint_seconds=0.0))
-    again, done = begin(spec, 0.5), []
-    assert (
-        go(tmp_path, spec, again, reporter=Reporter(sink=lambda e: done.append(e["done"]) if e["type"] == "progress" else None)) == curves
-    )
+    again, told = begin(spec, 0.5), []
+    assert go(tmp_path, spec, again, reporter=Reporter(sink=told.append)) == curves
+    done = [event["done"] for event in told if event["type"] == "progress"]
+    # Also what the crashed run had said last, which nobody may have heard.
+    points = [[event["x"], event["value"]] for event in told if event["type"] == "metric" and event["name"] == "matching_loss"]
+    assert points == curves["matching_loss"]
     assert done[0] > 0
     assert torch.equal(again.images, straight.images)

@@ -1,5 +1,6 @@
 """The teacher step: what it leaves, the identities of its trajectory, resuming, and every way to fail."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -150,8 +151,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(make_task: MakeTask, dataset: Path, t
     whole = make_task("whole", params(teacher), dataset=dataset)
     train_teacher(whole)
     for step in (1, 4):
-        polls = iter([False] * step)
-        stopping = Reporter(should_stop=lambda polls=polls: next(polls, True))
+        at = [0]
+        heard = itertools.count()  # a second for each thing that is said, so that nothing of it is held back
+        stopping = Reporter(
+            lambda event, at=at: at.append(event.get("done", at[-1])), lambda at=at, step=step: at[-1] == step, heard.__next__
+        )
         with pytest.raises(Stopped):
             train_teacher(make_task(f"at-{step}", params(teacher), stopping, dataset=dataset))
         notes: list[dict[str, Any]] = []
@@ -159,6 +163,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(make_task: MakeTask, dataset: Path, t
         train_teacher(resumed)
         assert state(resumed.out) == state(whole.out)
         assert {"type": "note", "text": f"resumed at step {step} of 9"} in notes
+        losses = [(event["x"], event["value"]) for event in notes if event["type"] == "metric" and event["name"] == "loss"]
+        assert losses == [tuple(point) for point in json.loads((whole.out / "history.json").read_text())["loss"]]
     other = make_task("other", params(teacher, seed=1), dataset=dataset)
     train_teacher(other)
     assert state(other.out)[0] != state(whole.out)[0]
