@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 LEAST, MOST = 0.5, 60.0  # seconds between two questions
-BUSY = 0.7  # looks at jobs under way at any moment, on average
+BUSY = 0.5  # looks at jobs under way at any moment, on average
 
 
 class Pace:
