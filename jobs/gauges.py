@@ -89,10 +89,9 @@ def look(session: Session) -> Now:
 def since(session: Session, after: int) -> Since:
     """What happened after event `after`, oldest first. Ids rise in the order of commits, so nothing is missed or told twice."""
     code, expired = Event.data["code"].as_string(), Event.data["expired"].as_boolean()
-    attempt = Event.data["attempt"].as_integer()
     query = (
-        select(Event.id, Event.type, Event.at, code.label("code"), expired.label("expired"), attempt.label("attempt"))
-        .add_columns(Step.kind, Step.queue, Step.attempt.label("latest"), Step.ready_at, Step.started_at, Step.finished_at)
+        select(Event.id, Event.type, Event.at, code.label("code"), expired.label("expired"))
+        .add_columns(Step.kind, Step.queue, Step.ready_at, Step.started_at, Step.finished_at)
         .add_columns(Job.kind.label("job_kind"), Job.created_at)
         .join(Step, Step.id == Event.step_id, isouter=True)
         .join(Job, Job.id == Event.job_id, isouter=True)
@@ -114,7 +113,7 @@ def _seconds(row: Row[Any]) -> float | None:
         "step_succeeded": (row.started_at, row.finished_at),
         "job_succeeded": (row.created_at, row.at),
     }.get(row.type, (None, None))
-    if begun is None or ended is None or ended < begun or row.attempt != row.latest:  # a later attempt has written over it
+    if begun is None or ended is None or ended < begun:  # a later attempt has written over when this one became ready
         return None
     seconds: float = (ended - begun).total_seconds()
     return seconds
