@@ -42,6 +42,8 @@ def write_event(session: Session, kind: str, at: datetime, *, job_id: str | None
 
 def move_jobs(session: Session, ids: Collection[str], to: str, at: datetime, **values: Any) -> list[str]:
     """Move those of the jobs that may go there, by compare-and-swap; returns their ids, oldest first."""
+    if not ids:
+        return []
     sources = [state for state, after in JOB_MOVES.items() if to in after]
     if to == "running":
         values["started_at"] = at
@@ -93,6 +95,8 @@ def drop_unwanted(session: Session, job_ids: Collection[str], at: datetime) -> N
 
 def end_cancelling(session: Session, job_ids: Collection[str], at: datetime) -> None:
     """A job that is being cancelled ends when none of its steps is still running for nobody."""
+    if not job_ids:
+        return
     stopping = (
         select(Step.id).join(JobStep, JobStep.step_id == Step.id).where(JobStep.job_id == Job.id, Step.state == "running", ~is_wanted())
     )
@@ -116,7 +120,7 @@ def after_success(session: Session, step_id: str, at: datetime) -> None:
     dependents = select(StepInput.step_id).where(StepInput.needs_id == step_id)
     fewer = update(Step).where(Step.id.in_(dependents), Step.state == "blocked").values(waiting=Step.waiting - 1).returning(Step.id)
     touched = list(session.scalars(fewer.execution_options(synchronize_session=False)))
-    ready = move_steps(session, "ready", at, Step.id.in_(touched), Step.state == "blocked", Step.waiting == 0)
+    ready = move_steps(session, "ready", at, Step.id.in_(touched), Step.state == "blocked", Step.waiting == 0) if touched else []
     for ready_id in ready:
         write_event(session, "step_ready", at, step_id=ready_id)
     jobs = jobs_of(session, step_id, *LIVE_JOB)
