@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-LEAST, MOST = 0.5, 60.0  # seconds between two questions
+LEAST, MOST = 0.5, 30.0  # seconds between two questions
 BUSY = 0.5  # looks at jobs under way at any moment, on average
 
 

@@ -122,7 +122,7 @@ class Client:
         """Poll a job every `interval` seconds until it ends; returns its last body, or raises `JobFailed`.
 
         An API that does not answer for a moment (it restarts, the network blinks) is asked again, for a minute. One that many ask at
-        once says for how long it wants to be left alone, up to a minute; and a job of thousands of steps, which takes a while to tell,
+        once says for how long it wants to be left alone, up to half a minute; and a job of thousands of steps, which takes a while to tell,
         is asked for less often.
         """
         heard = time.monotonic()

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from potstill.client import Client, Unreachable
+from potstill.client import RESPITE, Client, Unreachable, pause
 from potstill.errors import JobFailed
 from potstill.problems import Refused
 from potstill.stack import free_port
@@ -96,3 +96,10 @@ def test_idempotency_key_travels_as_a_header(service: Service) -> None:
     with Client(service.url) as client:
         client.distill({}, idempotency_key="k-1")
     assert service.requests[0][1]["Idempotency-Key"] == "k-1"
+
+
+def test_who_waits_leaves_a_busy_service_alone() -> None:
+    assert pause({"poll_after_seconds": 8.0}, took=0.01) == 8.0
+    assert pause({"poll_after_seconds": 0.6}, took=1.0) == RESPITE
+    assert pause({"poll_after_seconds": None}, took=0.01, interval=2.0) == 2.0
+    assert pause({}, took=0.01) == 0.5, "of a service before it said so"
