@@ -18,6 +18,8 @@ from celery.exceptions import Reject
 from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown, worker_shutting_down
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError as BrokerError
+from kombu.transport import redis as redis_transport
+from kombu.transport import virtual
 
 from ddcore.plan import engine_digest
 from jobs import logs
@@ -34,6 +36,31 @@ TASK = "potstill.run_step"
 _DRAIN = signal.SIGUSR2  # from the main process to its children; Celery and billiard use USR1 and TERM themselves
 _SHORTEST_REST, _LONGEST_REST = 0.5, 8.0  # seconds
 log = logging.getLogger(__name__)
+
+
+class _QoS(redis_transport.QoS):
+    """Forgets a doorbell also when Redis is away just as it is acknowledged.
+
+    kombu would count it as taken for good: with one at a time the worker would take no other, and as it then asks Redis for nothing,
+    never see that its connection is gone.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except Exception:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
+        except Exception:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+            raise
+
+
+redis_transport.Channel.QoS = _QoS
 
 
 def broker_url(redis_url: str) -> str:

@@ -6,6 +6,7 @@ import pytest
 import redis
 from celery.concurrency.prefork import TaskPool
 
+from tests.worker.service import RedisServer
 from worker import app as module
 from worker.app import TASK, broker_url, make_app
 
@@ -35,6 +36,24 @@ def test_the_certificate_of_a_server_is_checked_unless_the_url_says_otherwise() 
     assert broker_url("rediss://host:1/2") == "rediss://host:1/2?ssl_cert_reqs=required"
     assert broker_url("rediss://host:1/2?ssl_ca_certs=ca.pem") == "rediss://host:1/2?ssl_ca_certs=ca.pem&ssl_cert_reqs=required"
     assert broker_url("rediss://host:1/2?ssl_cert_reqs=none") == "rediss://host:1/2?ssl_cert_reqs=none"
+
+
+@pytest.mark.parametrize("answer", ["ack", "reject"])
+def test_a_doorbell_that_cannot_be_answered_does_not_count_as_taken(redis_server: RedisServer, answer: str) -> None:
+    app = make_app(redis_server.url)
+    app.send_task(TASK, args=["step_1"], queue="cpu")
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        channel.basic_qos(0, 1, False)
+        message = channel.basic_get("cpu")
+        assert not channel.qos.can_consume()
+        redis_server.stop()
+        try:
+            with pytest.raises(connection.connection_errors):
+                getattr(message, answer)()
+            assert channel.qos.can_consume()
+        finally:
+            redis_server.start()
 
 
 def test_no_message_is_unpickled_and_none_is_taken_early() -> None:
