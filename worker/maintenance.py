@@ -88,7 +88,7 @@ class Maintenance:
         """While the database was away no lease could be renewed: it would be a mistake to take the living for dead when it comes back."""
         lease = self.settings.lease_seconds
         transact(self.sessions, now)
-        if time.monotonic() - self._looked > lease / 2:  # away, or we were: heartbeats come at least twice in a lease
+        if time.monotonic() - self._looked > lease - self.settings.heartbeat_seconds:  # away, or we were, for long enough to matter
             self._reap_from = time.monotonic() + min(_RENEWAL, lease / 2)
         self._looked = time.monotonic()
         return transact(self.sessions, claims.reap) if self._looked >= self._reap_from else 0
