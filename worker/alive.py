@@ -1,7 +1,8 @@
 """`python -m worker.alive [maintenance]`: whether this machine's worker, or the maintenance loop, does its work; for health checks.
 
-A worker does if it can hear doorbells and has just said in the database that it is there, which a frozen or dead one does not.
-The maintenance loop does if nothing is left undone: no doorbell long unsent, no lease long run out. Exits with 1 and says why not.
+A worker does if it can hear doorbells, has just said in the database that it is there, which a frozen or dead one does not, and leaves no
+step lying whose doorbell was sent, which a deaf one does. The maintenance loop does if nothing is left undone: no doorbell long unsent,
+no lease long run out. Exits with 1 and says why not.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from jobs.models import Doorbell, Step, Worker
 from jobs.settings import Settings, get_settings
 
 PATIENCE = 30.0  # seconds for which something may wait for the maintenance loop
+DEAF = 120.0  # seconds for which a step may wait, its doorbell sent, though a worker that could take it runs nothing
 _PING = 4.0  # seconds
 
 
@@ -40,8 +42,19 @@ def ailment(settings: Settings, part: str, host: str) -> str:
 
 
 def _silent(session: Session, host: str) -> str:
-    there = select(func.count()).select_from(Worker).where(Worker.host == host, Worker.alive_until >= now(session))
-    return "" if session.scalar(there) else f"no worker of {host} has said of late that it is there"
+    at = now(session)
+    there = session.scalars(select(Worker).where(Worker.host == host, Worker.alive_until >= at)).all()
+    if not there:
+        return f"no worker of {host} has said of late that it is there"
+    busy = set(session.scalars(select(Step.worker).where(Step.state == "running", Step.worker.in_([one.name for one in there]))))
+    since = at - timedelta(seconds=DEAF)
+    for one in there:
+        heard = select(Step.id).where(Step.state == "ready", Step.queue.in_(one.queues), Step.engine == one.engine)
+        unsent = select(Doorbell.id).where(Doorbell.step_id == Step.id).exists()
+        waiting = heard.where(Step.ready_at < since, Step.rung_at.is_not(None), ~unsent).limit(1)
+        if one.name not in busy and (step_id := session.scalar(waiting)):
+            return f"worker {one.name} runs nothing, though {step_id} has waited and been rung for more than {DEAF:g} s"
+    return ""
 
 
 def _undone(session: Session) -> str:

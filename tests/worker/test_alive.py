@@ -3,12 +3,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, update
 
+from ddcore.plan import engine_digest
 from jobs import claims, workers
 from jobs.database import now, sessions, transact
 from jobs.models import Doorbell, Step
 from jobs.settings import Settings
 from tests.worker.service import post
-from worker.alive import PATIENCE, ailment
+from worker.alive import DEAF, PATIENCE, ailment
 
 HERE = workers.Presence("here/1", "here", 1, ("cpu",), "engine", "1")
 
@@ -25,6 +26,21 @@ def test_a_worker_is_well_while_it_says_so(reachable: Settings, engine: Engine) 
     assert "no worker of elsewhere" in ailment(reachable, "worker", "elsewhere")
     transact(sessions(engine), lambda s: workers.report(s, HERE, alive_seconds=-1))
     assert "no worker of here" in ailment(reachable, "worker", "here")
+
+
+def test_a_worker_that_does_not_hear_is_not_well(reachable: Settings, engine: Engine) -> None:
+    factory = sessions(engine)
+    deaf = workers.Presence("here/2", "here", 2, ("io",), engine_digest(), "1")
+    transact(factory, lambda s: workers.report(s, deaf, alive_seconds=60))
+    post(reachable, engine, num_images=4, method={"name": "random"})
+    long_ago = transact(factory, now) - timedelta(seconds=DEAF + 1)
+    transact(factory, lambda s: s.execute(update(Step).where(Step.state == "ready").values(ready_at=long_ago, rung_at=long_ago)).close())
+    assert ailment(reachable, "worker", "here") == "", "its doorbell was not sent: that is not the worker's fault"
+    transact(factory, lambda s: s.query(Doorbell).delete())
+    assert ailment(reachable, "worker", "here").startswith("worker here/2 runs nothing, though step_")
+    busy = update(Step).where(Step.state == "blocked").values(state="running", worker="here/2")
+    transact(factory, lambda s: s.execute(busy).close())
+    assert ailment(reachable, "worker", "here") == ""
 
 
 def test_maintenance_is_well_while_nothing_is_left_undone(reachable: Settings, engine: Engine) -> None:
