@@ -67,7 +67,12 @@ def test_distill_posts_the_fields_that_were_given_and_follows(service: Service, 
 def test_evaluate_takes_one_task_from_its_options(service: Service) -> None:
     service.answers = {"POST /evaluate": [(202, RUNNING | {"kind": "evaluate"})]}
     assert main(["evaluate", "syn_1", "--url", service.url, "--train", "a", "--test", "b", "--seeds", "3", "--detach"]) == 0
-    assert json.loads(service.requests[0][2]) == {"synthetic_set": "syn_1", "downstream": [{"train": "a", "test": "b"}], "seeds": 3, "owner": "ada"}
+    assert json.loads(service.requests[0][2]) == {
+        "synthetic_set": "syn_1",
+        "downstream": [{"train": "a", "test": "b"}],
+        "seeds": 3,
+        "owner": "ada",
+    }
 
 
 def test_observe_posts_follows_and_fetches_the_pictures(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
