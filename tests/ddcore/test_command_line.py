@@ -185,14 +185,14 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_next_run_goes_on(run, tmp_path, monk
     train, calls = STEPS["teacher"], []
 
     def interrupted(task):
-        def should_stop():
-            calls.append(None)
+        def progress(done, *said):
+            calls.append(done)
             if len(calls) == 4:
                 signal.raise_signal(signal.SIGINT)
-            return asked()
+            tell(done, *said)
 
-        asked = task.reporter.should_stop
-        task.reporter.should_stop = should_stop
+        tell = task.reporter.progress
+        monkeypatch.setattr(task.reporter, "progress", progress)
         return train(task)
 
     monkeypatch.setitem(STEPS, "teacher", interrupted)
@@ -206,7 +206,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_next_run_goes_on(run, tmp_path, monk
     monkeypatch.setitem(STEPS, "figures", lambda task: {})
     status, said = run(QUICK)
     assert status == 0
-    assert any(line.startswith("  note: resumed at step 3 of") for line in said)
+    assert any(line.startswith(f"  note: resumed at step {calls[-1]} of") for line in said)
 
 
 def test_as_a_module_in_its_own_process_with_threads_set(tmp_path):

@@ -50,7 +50,7 @@ def test_a_silent_worker_is_lost_and_after_a_day_forgotten(world: World) -> None
     come(world, replace(ONE, name="two/8"))
     silent(world, ONE.name, 61)
     assert [(one.name, one.state) for one in world.database.read(workers)] == [("one/7", "lost"), ("two/8", "idle")]
-    assert [queue.workers for queue in world.database.read(queues)] == [["two/8"], ["two/8"]]
+    assert {queue.name: queue.workers for queue in world.database.read(queues)} == {"gpu": ["two/8"], "cpu": ["two/8"], "io": []}
     assert world.database.write(forget) == 0
     silent(world, ONE.name, FORGET_SECONDS)
     assert world.database.write(forget) == 1
