@@ -4,15 +4,15 @@ import threading
 import time
 from collections.abc import Callable
 
-LEAST, MOST = 0.5, 30.0  # seconds between two questions
-BUSY = 0.5  # looks at jobs under way at any moment, on average
+LEAST, MOST = 0.5, 60.0  # seconds between two questions
+BUSY = 0.25  # looks at jobs under way at any moment, on average
 
 
 class Pace:
     """Gives each who asks a moment of its own at which to ask again.
 
     Moments lie as far apart as the looks take, so those who keep to them never ask all at once, and never more than process, database
-    and machine can bear: a few ask every half second, thousands every few seconds, and all less often while the machine is busy with
+    and machine can bear: a few ask every half second, thousands every minute, and all less often while the machine is busy with
     something else, or jobs have thousands of steps. Who does not come leaves no gap for long.
     """
 

@@ -50,8 +50,11 @@ class Service:
             quota.require(session, self.store, needed)
 
     def write(self, work: Callable[[Session], T]) -> T:
-        """Run `work` in one transaction, again if the database asks for it."""
-        return database.transact(self.sessions, work)
+        """Run `work` in one transaction, again if the database asks for it; who changed something sees it at once."""
+        try:
+            return database.transact(self.sessions, work)
+        finally:
+            self.recent.forget()
 
     def name(self, blob: Blob, path: Path, name: str, work: Callable[[Session], T]) -> T:
         """`write`, of rows that name a file that was just stored, from `path`, and that nobody removes meanwhile."""

@@ -97,7 +97,7 @@ def _job_view(
     distinct = list({step.id: step for _, step in links}.values())
     live = recent if row.state in LIVE_JOB else None
     there = live.get("crews", lambda: crews(session, at)) if live else []
-    waits = _place(session, distinct) if live else None
+    waits = _place(session, distinct, live) if live else None
     queue, engine = (waits[1], other_engine(there, waits[0])) if waits else (None, None)
     made: dict[str, Any] = {result.kind: result.id} if result else {}
     return JobView(
@@ -123,13 +123,13 @@ def _job_view(
     )
 
 
-def _place(session: Session, steps: Sequence[Step]) -> tuple[Step, Queue] | None:
+def _place(session: Session, steps: Sequence[Step], recent: Recent) -> tuple[Step, Queue] | None:
     """The step of a job that is claimed next, and its place; None if none waits, or one runs."""
     waiting = sorted((step for step in steps if step.state == "ready" and step.ready_at is not None), key=rank, reverse=True)
     if not waiting or any(step.state == "running" for step in steps):
         return None
     firsts = {(step.queue, step.engine, step.owner): step for step in waiting}  # mostly one
-    ahead, first = min(((steps_ahead(session, step), step) for step in firsts.values()), key=lambda one: one[0])
+    ahead, first = min(((steps_ahead(session, step, recent), step) for step in firsts.values()), key=lambda one: one[0])
     return first, Queue(position=ahead + 1, ahead=ahead)
 
 

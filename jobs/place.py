@@ -1,26 +1,38 @@
 """Where a step stands in its queue: how many are claimed before it, counted rather than walked through."""
 
-from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, and_, cast, func, literal, null, or_, select, union_all
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import Integer, cast, func, null, select, union_all
+from sqlalchemy.orm import Session
 
 from jobs.models import Step
-from jobs.order import is_ready, last_served, running_steps, waiting_owners
+from jobs.order import is_ready, last_served, running_steps
+from jobs.recent import FRESH, Recent
 
-_OTHER = aliased(Step)
 _NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What waits on a queue for workers of one engine, and for whom steps run there.
+
+    running: steps of each owner; waiting: by priority and owner; served: when each owner who waits was served last, if ever.
+    """
+
+    running: Mapping[str, int]
+    waiting: Mapping[int, Mapping[str, int]]
+    served: Mapping[str, datetime | None]
 
 
 @dataclass
 class _Owner:
     """Of one owner, on one queue: running, and what rises with the moment at which he was served last."""
 
-    running: int = 0
-    served: tuple[Any, ...] = ()
+    running: int
+    served: tuple[Any, ...]
 
 
 def rank(step: Step) -> tuple[int, int, datetime | None, str]:
@@ -28,71 +40,56 @@ def rank(step: Step) -> tuple[int, int, datetime | None, str]:
     return (-step.priority, step.turn, step.ready_at, step.id)
 
 
-def steps_ahead(session: Session, step: Step) -> int:
+def steps_ahead(session: Session, step: Step, recent: Recent = FRESH) -> int:
     """How many steps are claimed before a ready step, by workers of the same queue and engine, if nothing else happens meanwhile.
 
     Each claim gives its owner one more running step. So claims are in the order of what their owner had running before each; among
     equals who had the most from the beginning comes first, since he was served before the others came so far; then who was served
-    longest ago. Two statements, whose cost is that of counting what is ahead.
+    longest ago. Two statements, whose cost is that of counting what waits, and whose answers serve all who ask in a moment.
     """
-    owners, levels = _standing(session, step)
-    before = levels.pop(step.priority)[step.owner]
+    queue, engine = step.queue, step.engine
+    standing = recent.get(("standing", queue, engine), lambda: _standing(session, queue, engine))
+    line = recent.get(("line", queue, engine, step.priority, step.owner), lambda: _line(session, step), lambda line: step.id in line)
+    owners: dict[str, _Owner] = {}
+
+    def owner(name: str) -> _Owner:
+        return owners.setdefault(name, _Owner(standing.running.get(name, 0), (0, standing.served.get(name) or _NEVER, name)))
+
+    before = line.get(step.id, len(line))
     first = 0
-    for turn, priority in enumerate(sorted(levels, reverse=True), start=1):
-        for name, number in levels[priority].items():
-            owner = owners[name]
-            owner.served = (turn, owner.running + number, -owner.running, owner.served)
-            owner.running += number
+    for turn, priority in enumerate(sorted((one for one in standing.waiting if one > step.priority), reverse=True), start=1):
+        for name, number in standing.waiting[priority].items():
+            one = owner(name)
+            one.served = (turn, one.running + number, -one.running, one.served)
+            one.running += number
             first += number
-    mine = owners[step.owner]
+    mine = owner(step.owner)
     level = mine.running + before
-    for name, served, waiting in _others(session, step, level + 1):
-        owner = owners[name]
-        owner.served = owner.served or _served(served, name)
-        earlier = level - owner.running  # claims of his after which he has no more running than we have before ours
-        if earlier >= 0:
-            tie = waiting > earlier and (-owner.running, owner.served) < (-mine.running, mine.served)
-            first += min(waiting, earlier) + tie
+    for name, number in standing.waiting.get(step.priority, {}).items():
+        one = owner(name)
+        earlier = level - one.running  # claims of his after which he has no more running than we have before ours
+        if earlier >= 0 and one is not mine:
+            tie = number > earlier and (-one.running, one.served) < (-mine.running, mine.served)
+            first += min(number, earlier) + tie
     return first + before
 
 
-def _standing(session: Session, step: Step) -> tuple[dict[str, _Owner], dict[int, Counter[str]]]:
-    """Every owner who has steps running or more urgent ones waiting, and this one; and by priority and owner, how many wait before it
-    of the more urgent and of his own."""
-    here = is_ready(Step, step.queue, step.engine)
-    urgent = select(Step.priority, Step.owner, func.count().label("number"), last_served(Step.owner, step.queue).label("served"))
-    urgent = urgent.where(here, Step.priority > step.priority).group_by(Step.priority, Step.owner)
-    mine = select(literal(step.priority), literal(step.owner), func.count(), last_served(step.owner, step.queue))
-    mine = mine.where(here, Step.priority == step.priority, Step.owner == step.owner, _sooner(step))
-    running = running_steps(step.queue).subquery()
-    busy = select(cast(null(), Integer), running.c.owner, running.c.number, null())
-    owners: dict[str, _Owner] = defaultdict(_Owner)
-    levels: dict[int, Counter[str]] = defaultdict(Counter)
-    for priority, name, number, served in session.execute(union_all(urgent, mine, busy)):
+def _standing(session: Session, queue: str, engine: str) -> Standing:
+    ready = select(Step.priority, Step.owner, func.count().label("number"), last_served(Step.owner, queue).label("served"))
+    ready = ready.where(is_ready(Step, queue, engine)).group_by(Step.priority, Step.owner)
+    busy = running_steps(queue).subquery()
+    running, waiting, served = dict[str, int](), dict[int, dict[str, int]](), dict[str, datetime | None]()
+    for priority, name, number, at in session.execute(union_all(ready, select(cast(null(), Integer), busy.c.owner, busy.c.number, null()))):
         if priority is None:
-            owners[name].running = number
+            running[name] = number
         else:
-            owners[name].served = _served(served, name)
-            levels[priority][name] = number
-    return owners, levels
+            waiting.setdefault(priority, {})[name] = number
+            served[name] = at
+    return Standing(running, waiting, served)
 
 
-def _sooner(step: Step) -> ColumnElement[bool]:
-    """Of the same owner and priority, those claimed before it."""
-    older = or_(Step.ready_at < step.ready_at, and_(Step.ready_at == step.ready_at, Step.id < step.id))
-    return or_(Step.turn < step.turn, and_(Step.turn == step.turn, older))
-
-
-def _others(session: Session, step: Step, most: int) -> list[tuple[str, datetime | None, int]]:
-    """Other owners of ready steps of the same priority: name, when last served, how many wait; counted up to `most`."""
-    found = waiting_owners(step.queue, step.engine, step.priority)
-    theirs = select(literal(1).label("one")).where(is_ready(_OTHER, step.queue, step.engine), _OTHER.priority == step.priority)
-    # In the order of the index: else a planner that sees many expects the first of them early in the table, where there may be none.
-    some = theirs.where(_OTHER.owner == found.c.owner).correlate(found).order_by(_OTHER.turn).limit(most).subquery()
-    waiting = select(func.count()).select_from(some).scalar_subquery()
-    query = select(found.c.owner, last_served(found.c.owner, step.queue), waiting)
-    return [(name, served, number) for name, served, number in session.execute(query.where(found.c.owner != step.owner))]
-
-
-def _served(at: datetime | None, name: str) -> tuple[Any, ...]:
-    return (0, at or _NEVER, name)
+def _line(session: Session, step: Step) -> dict[str, int]:
+    """The ready steps of the same queue, engine, priority and owner, and how many of them are claimed before each."""
+    here = is_ready(Step, step.queue, step.engine)
+    alike = select(Step.id).where(here, Step.priority == step.priority, Step.owner == step.owner)
+    return {step_id: before for before, step_id in enumerate(session.scalars(alike.order_by(Step.turn, Step.ready_at, Step.id)))}

@@ -13,6 +13,7 @@ from jobs.claims import Claim, release, take
 from jobs.models import Step
 from jobs.outbox import relay
 from jobs.place import steps_ahead
+from jobs.recent import Recent
 from tests.jobs.harness import World, at_once, plan
 
 AT = "'2026-01-01 00:00:00.000000'"
@@ -136,10 +137,14 @@ def test_a_claim_and_a_place_among_a_hundred_thousand_read_little(world: World, 
     assert held.step_id == f"step_{spread - 1:06d}"
     assert read() < 20 * owners + 100
     assert last is not None
+    recent = Recent(600.0)
     with counting_reads(world.database.engine) as read:
-        ahead = world.database.read(lambda s: steps_ahead(s, last))
+        ahead = world.database.read(lambda s: steps_ahead(s, last, recent))
     assert ahead == 4 * owners - 2  # four turns of each, less its own last and the one that was claimed
-    assert read() < 40 * owners + 3 * ahead + 100
+    assert read() < 5 * 100_000, "it counts what waits, by an index"
+    with counting_reads(world.database.engine) as read:
+        assert world.database.read(lambda s: steps_ahead(s, last, recent)) == ahead
+    assert read() == 0, "once for all who ask in a moment"
 
 
 @contextmanager
