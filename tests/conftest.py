@@ -164,3 +164,13 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         connection.execute(text(f"TRUNCATE {tables}, results RESTART IDENTITY"))
         connection.execute(text("DELETE FROM datasets WHERE origin = 'upload'"))
     yield Database(Settings(home=tmp_path, database_url=request.getfixturevalue("postgresql")), engine)
+
+
+@pytest.fixture(name="settings")
+def settings_of_database(database: Database) -> Settings:
+    return database.settings
+
+
+@pytest.fixture
+def engine(database: Database) -> Engine:
+    return database.engine

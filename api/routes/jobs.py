@@ -1,5 +1,6 @@
 """Jobs: find them, look at one, cancel it, try again, do another like it."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
@@ -10,8 +11,9 @@ from api.bodies import ChangeBody, CloneBody
 from api.parameters import Cursor, Id, IdempotencyKey, Kind, Limit, State
 from api.routes.submissions import accepted
 from api.schemas import JobBody, JobPage
-from api.service import Running
+from api.service import Running, Service
 from jobs import cancel, change, create, views
+from jobs.models import Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -52,10 +54,7 @@ def cancel_job(service: Running, request: Request, job_id: Id) -> JobBody:
 
 @router.post("/{job_id}/retry", status_code=202, summary="Post a failed or cancelled job again; what it had finished is kept")
 def retry_job(service: Running, request: Request, response: Response, job_id: Id, idempotency_key: IdempotencyKey = None) -> JobBody:
-    with service.read() as session:
-        found = create.look_again(session, service.store, job_id)
-    again = partial(create.retry, idempotency_key=idempotency_key, max_attempts=service.settings.max_attempts, found=found)
-    return accepted(service, request, response, service.write(lambda session: again(session, service.store, job_id).id))
+    return _again(service, request, response, job_id, partial(create.retry, idempotency_key=idempotency_key))
 
 
 @router.post("/{job_id}/clone", status_code=202, summary="Post a job again, whatever became of it; what it had finished is kept")
@@ -67,9 +66,14 @@ def clone_job(
     body: CloneBody | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JobBody:
+    given = body or CloneBody()
+    other = partial(create.clone, labels=given.labels, priority=given.priority, owner=given.owner, idempotency_key=idempotency_key)
+    return _again(service, request, response, job_id, other)
+
+
+def _again(service: Service, request: Request, response: Response, job_id: str, post: Callable[..., Job]) -> JobBody:
+    """202, and the job that `post` makes after this one."""
     with service.read() as session:
         found = create.look_again(session, service.store, job_id)
-    given = body or CloneBody()
-    other = partial(create.clone, labels=given.labels, priority=given.priority, owner=given.owner)
-    again = partial(other, idempotency_key=idempotency_key, max_attempts=service.settings.max_attempts, found=found)
-    return accepted(service, request, response, service.write(lambda session: again(session, service.store, job_id).id))
+    options = {"max_attempts": service.settings.max_attempts, "found": found}
+    return accepted(service, request, response, service.write(lambda session: post(session, service.store, job_id, **options).id))

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
 
-from jobs.settings import Settings
-from tests.conftest import Database
 from tests.worker.service import RedisServer
 
 
@@ -20,13 +17,3 @@ def redis_server() -> Iterator[RedisServer]:
     yield server
     server.stop()
     shutil.rmtree(folder)
-
-
-@pytest.fixture
-def settings(database: Database) -> Settings:
-    return database.settings
-
-
-@pytest.fixture
-def engine(database: Database) -> Engine:
-    return database.engine
