@@ -16,11 +16,12 @@ from jobs.database import lock_graph, now
 from jobs.errors import LeaseLost
 from jobs.graph import after_failure, after_start, after_stop, after_success, is_wanted, jobs_of, move_steps, write_event
 from jobs.ids import new_id
-from jobs.models import LIVE_JOB, Artifact, Doorbell, Step, StepInput
+from jobs.models import LIVE_JOB, Artifact, Doorbell, Event, Step, StepInput
 from jobs.order import next_step
 
 LEASE_SECONDS = 90.0
 SHORT_OF_MEMORY = ("out_of_memory", "worker_lost")  # failures after which to keep less: a kernel that is out of memory kills
+SPARED = 10  # failures of a step that its machine had, before they count like any other: it may be the step that breaks machines
 LONGEST_TEXT = 10_000  # characters of an error's detail, hint or trace
 MOST_JOBS = 10  # that a claim names
 
@@ -107,6 +108,12 @@ def claim(session: Session, step_id: str, worker: str, *, lease_seconds: float =
     return Claim(step_id, step.attempt, step.kind, step.queue, until, _jobs(session, step_id))
 
 
+def stands(session: Session, claim: Claim) -> bool:
+    """Whether a claim, of which it is not known whether it was committed, was, and nobody has touched it since."""
+    same = Step.lease_until == claim.lease_until  # told by the clock at that claim: no other one has it
+    return session.scalar(select(Step.id).where(holds(claim.step_id, claim.attempt), same)) is not None
+
+
 def heartbeat(session: Session, step_id: str, attempt: int, *, lease_seconds: float = LEASE_SECONDS) -> Literal["ok", "cancel", "lost"]:
     """Renew the lease. "cancel": no live job needs the step: stop it, then `release` it. "lost": another attempt owns it."""
     until = now(session) + timedelta(seconds=lease_seconds)
@@ -156,14 +163,24 @@ def succeed(session: Session, step_id: str, attempt: int, artifacts: Sequence[Ne
 
 
 def fail(
-    session: Session, step_id: str, attempt: int, code: str, detail: str, hint: str = "", *, retryable: bool = False, trace: str = ""
+    session: Session,
+    step_id: str,
+    attempt: int,
+    code: str,
+    detail: str,
+    hint: str = "",
+    *,
+    retryable: bool = False,
+    machine: bool = False,
+    trace: str = "",
 ) -> None:
     """The attempt failed. A retryable failure makes the step ready again until it has failed `max_attempts` times. Raises `LeaseLost`.
 
-    trace: what only who mends the program reads; it is kept in the step's events.
+    machine: a retryable failure that is not the step's but its machine's; the first `SPARED` of these do not count. trace: what only
+    who mends the program reads; it is kept in the step's events.
     """
     lock_graph(session)
-    _fail(session, step_id, attempt, code, detail, hint, retryable=retryable, trace=trace)
+    _fail(session, step_id, attempt, code, detail, hint, retryable=retryable, machine=machine, trace=trace)
 
 
 def release(session: Session, step_id: str, attempt: int) -> None:
@@ -174,7 +191,7 @@ def release(session: Session, step_id: str, attempt: int) -> None:
 
 
 def reap(session: Session, limit: int = 100) -> int:
-    """Take back steps whose lease has run out; each counts as a retryable failure `worker_lost`. Returns how many."""
+    """Take back steps whose lease has run out; each is a retryable failure `worker_lost` of its machine. Returns how many."""
     lock_graph(session)
     at = now(session)
     expired = select(Step.id, Step.attempt, Step.worker).where(Step.state == "running", Step.lease_until < at).order_by(Step.lease_until)
@@ -182,7 +199,7 @@ def reap(session: Session, limit: int = 100) -> int:
     for step_id, attempt, worker in found:
         detail = f"worker {worker} was not heard of again during attempt {attempt}"
         hint = "look at the worker's log: the machine or the process died, or was out of memory; then retry the job"
-        _fail(session, step_id, attempt, "worker_lost", detail, hint, retryable=True, expired=True)
+        _fail(session, step_id, attempt, "worker_lost", detail, hint, retryable=True, machine=True, expired=True)
     return len(found)
 
 
@@ -211,6 +228,7 @@ def _fail(
     hint: str,
     *,
     retryable: bool,
+    machine: bool = False,
     trace: str = "",
     expired: bool = False,
 ) -> None:
@@ -220,23 +238,35 @@ def _fail(
     error = {"error_code": code, "error_detail": detail, "error_hint": hint}
     if code == "out_of_memory" and step.error_code in SHORT_OF_MEMORY:
         retryable = False  # this attempt has kept as little as it could
-    failures = step.failures + 1
+    before = _spared(session, step_id)
+    spared = retryable and machine and before < SPARED
+    failures = step.failures + (not spared)
     said: dict[str, Any] = {"attempt": attempt, "failures": failures, "code": code, "detail": detail, "hint": hint}
     if trace:
         said["trace"] = _storable(trace)
     if expired:
         said["expired"] = True
-    if retryable and failures < step.max_attempts:
+    if spared:
+        said["spared"] = True
+    if spared or (retryable and failures < step.max_attempts):
         kept = update(Step).where(Step.id == step_id).values(failures=failures, **error)
         session.execute(kept.execution_options(synchronize_session=False))
         write_event(session, "step_retried", at, step_id=step_id, **said)
         after_stop(session, step_id, at)
         return
     if retryable:
-        detail = f"{detail} (attempt {failures} of {step.max_attempts})"
+        uncounted = f", and {before} that did not count" if before else ""
+        detail = f"{detail} (attempt {failures} of {step.max_attempts}{uncounted})"
     move_steps(session, "failed", at, holds(step_id, attempt), failures=failures, **error)
     write_event(session, "step_failed", at, step_id=step_id, **said)
     after_failure(session, step_id, at, code, detail, hint)
+
+
+def _spared(session: Session, step_id: str) -> int:
+    """How many failures of the step have not been counted."""
+    spared = Event.data["spared"].as_boolean().is_(True)
+    counted = select(func.count()).select_from(Event).where(Event.step_id == step_id, Event.type == "step_retried", spared)
+    return session.scalar(counted) or 0
 
 
 def _storable(text: str) -> str:

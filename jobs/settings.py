@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     redis_password: SecretStr = Field(SecretStr(""), description="put into redis_url, which then need not hold it")
     store: str = Field("", description="the artifact store: a folder, or s3://bucket/prefix; `home`/blobs when not set")
     store_quota_bytes: int = Field(0, ge=0, description="what all artifacts may take together; more is refused. No limit when 0")
-    store_reserve_bytes: int = Field(256 * 1024**2, ge=0, description="what new work must leave free on the disk of a folder")
+    store_reserve_bytes: int = Field(256 * 1024**2, ge=0, description="what new work must leave free on a folder's disk, and on scratch's")
     store_endpoint: str = Field("", description="URL of an S3-compatible server; AWS when not set. As all of S3, also from AWS_* variables")
     store_public_endpoint: str = Field("", description="URL by which those who download reach that server, where it is another")
     store_region: str = Field("", description="region of the bucket; us-east-1 when nothing says otherwise")

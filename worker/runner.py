@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -33,7 +34,7 @@ from worker.inputs import InputCache, MissingInput
 from worker.lineage import die_with_parent, watch_parent
 from worker.patience import AWAY, patiently, with_store
 from worker.recorder import Recorder
-from worker.workplace import Workplace
+from worker.workplace import Workplace, free_bytes, is_full
 
 _SIGN_OF_LIFE = 1.0  # seconds between two
 _OPEN_FILES = 16_384
@@ -77,6 +78,7 @@ class _Runner:
         self.settings, self.sessions, self.step_id, self.attempt = settings, factory, step_id, attempt
         self.stop, self.lost = threading.Event(), threading.Event()
         self._last_sign = 0.0
+        self._place: Workplace | None = None
         self.store = open_store(settings, self._sign)
 
     def run(self) -> Exit:
@@ -90,7 +92,7 @@ class _Runner:
         except AWAY:
             return Exit.STOPPED  # asked to stop while the database was away
         except Exception as error:
-            if isinstance(error, StoreAway | StoreFull) and self.stop.is_set():
+            if self.stop.is_set() and (isinstance(error, StoreAway | StoreFull) or is_full(error)):
                 return Exit.LOST if self.lost.is_set() else Exit.STOPPED
             log.warning("step fails", exc_info=error)
             return self._fail(error)
@@ -99,7 +101,7 @@ class _Runner:
         work = self._commit(lambda s: claims.load(s, self.step_id, self.attempt))
         logs.bind(job_ids=work.jobs, kind=work.kind)
         log.info("runner begins", extra={"pid": os.getpid()})
-        place = Workplace(self.settings.scratch / "steps", work.key, self.attempt)
+        place = self._place = Workplace(self.settings.scratch / "steps", work.key, self.attempt)
         cache = InputCache(self.settings.scratch / "inputs", self.store, self.settings.cache_bytes)
         recorder = Recorder(self.sessions, self.step_id, self.attempt, self._on_lost)
         try:
@@ -167,12 +169,15 @@ class _Runner:
 
     def _fail(self, error: Exception) -> Exit:
         code, detail, hint, retryable = explain(error)
+        full = is_full(error) and not isinstance(error, StoreFull | StoreAway)
         trace = _trace(error) if code == "internal" else ""
+        if full:
+            detail = f"{detail}; {self._make_room()}"
 
         def end(session: Session) -> None:
             if isinstance(error, MissingInput):
                 retention.lose_file(session, error.sha256)  # so that a job that is posted from now on makes it again
-            claims.fail(session, self.step_id, self.attempt, code, detail, hint, retryable=retryable, trace=trace)
+            claims.fail(session, self.step_id, self.attempt, code, detail, hint, retryable=retryable, machine=full, trace=trace)
 
         try:
             self._commit(end)
@@ -180,7 +185,19 @@ class _Runner:
             return Exit.LOST
         except AWAY:
             return Exit.STOPPED
-        return Exit.FAILED
+        return Exit.FULL if full else Exit.FAILED
+
+    def _make_room(self) -> str:
+        """Remove from scratch what nobody needs now, not the checkpoint; how full it was and is, in words."""
+        scratch, own = self.settings.scratch, 0
+        with contextlib.suppress(OSError):
+            if self._place is not None:
+                own = self._place.size()
+                self._place.clear()
+                self._place.sweep()
+            InputCache(scratch / "inputs", self.store, 0).evict()
+        there = f"{scratch} on {socket.gethostname()}"
+        return f"the step had {own:,} bytes in {there}, which now, without what can be made again, has {free_bytes(scratch):,} free"
 
     def _commit(self, work: Callable[[Session], T]) -> T:
         return patiently(self.sessions, work, self._wait)
@@ -214,14 +231,19 @@ class _Runner:
 def explain(error: Exception) -> tuple[str, str, str, bool]:
     """The code, detail and hint that a person reads, and whether another attempt could end differently; see `worker.exits`."""
     text = str(error) or type(error).__name__
-    if isinstance(error, DdcoreError):
-        return error.code, error.detail, error.hint, error.code in _MAY_PASS
     if isinstance(error, StoreFull | StoreAway):
         return "internal", error.detail, error.hint, True
+    if is_full(error):
+        return (
+            "internal",
+            f"the worker's disk is full: {text.splitlines()[0]}",
+            "free some space there, or give scratch a larger disk",
+            True,
+        )
+    if isinstance(error, DdcoreError):
+        return error.code, error.detail, error.hint, error.code in _MAY_PASS
     if ran_out(error):
         return "out_of_memory", said_of(error), "smaller batches, a smaller student or fewer images", True
-    if "No space left on device" in text:
-        return "internal", f"the worker's disk is full: {text.splitlines()[0]}", "free some space, then retry the job", True
     detail = f"an unexpected {type(error).__name__}: {' '.join(text.split())}"
     hint = "this is a fault of potstill or of its installation: please report it, with the traceback in the job's events"
     return "internal", detail if len(detail) <= _LONGEST else f"{detail[: _LONGEST - 1]}…", hint, True

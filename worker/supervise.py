@@ -19,9 +19,10 @@ from jobs.settings import Settings
 from worker.exits import Exit
 from worker.launcher import Launcher
 from worker.patience import AWAY, patiently
+from worker.workplace import free_bytes
 
 _TICK = 0.05  # seconds between looks at the runner
-_UNFIT, _LONGEST_UNFIT = 5.0, 60.0  # seconds to take no step after no runner could be started: at first, and at most
+_UNFIT, _LONGEST_UNFIT = 5.0, 60.0  # seconds to take no step after this machine has failed one: at first, and at most
 _KILLED = 5.0  # seconds that a killed runner may take to be gone, before its template is killed too
 _NO_MEMORY = "often the machine was out of memory: its kernel log says so; smaller batches or fewer images need less"
 T = TypeVar("T")
@@ -50,21 +51,49 @@ class Supervisor:
         self.settings, self.sessions, self.launcher, self.name = settings, factory, launcher, name
         self.draining = False
         self._parent = os.getppid()
-        self._unfit = 0  # times in a row that no runner could be started
+        self._unfit = 0  # times in a row that no runner could be started, or that its disk was full
 
     def run(self, queue: str) -> str:
         """Claim the step whose turn it is on a queue, and see its attempt through; how that ended, in a word.
 
-        "ignored": no step is ready there that this engine may run.
+        "ignored": no step is ready there that this engine may run, or this worker was told to end before it had room for one.
         """
-        lease = self.settings.lease_seconds
-        claim = self._commit(lambda s: claims.take(s, queue, self.name, engine_digest(), lease_seconds=lease))
+        claim = self._take(queue) if self._has_room() else None
         if claim is None:
             log.debug("doorbell, but no step is ready", extra={"queue": queue})
             return "ignored"
         ids = {"job_ids": claim.jobs, "step_id": claim.step_id, "attempt": claim.attempt, "kind": claim.kind}
         with logs.bound(**ids, queue=claim.queue, worker=self.name):
             return self._see_through(claim)
+
+    def _take(self, queue: str) -> claims.Claim | None:
+        """Claim a step; one that was claimed in a commit whose answer got lost is had, not waited for until its lease ends."""
+        claim: claims.Claim | None = None
+
+        def take(session: Session) -> claims.Claim | None:
+            nonlocal claim
+            if claim is None or not claims.stands(session, claim):
+                claim = claims.take(session, queue, self.name, engine_digest(), lease_seconds=self.settings.lease_seconds)
+            return claim
+
+        return self._commit(take)
+
+    def _has_room(self) -> bool:
+        """Wait until new work has room in scratch; False if told to end before it has. Others may take the steps meanwhile."""
+        scratch, reserve, told = self.settings.scratch, self.settings.store_reserve_bytes, False
+        while (free := free_bytes(scratch)) <= reserve:
+            if not told:
+                log.warning("no step is taken until there is room: %s has %d bytes free, and %d are to stay free", scratch, free, reserve)
+            told = True
+            if self._ending():
+                return False
+            time.sleep(_TICK)
+        if told:
+            log.info("there is room again: %s has %d bytes free", scratch, free)
+        return True
+
+    def _ending(self) -> bool:
+        return self.draining or os.getppid() != self._parent
 
     def _see_through(self, claim: claims.Claim) -> str:
         step_id, began = claim.step_id, time.monotonic()
@@ -82,14 +111,14 @@ class Supervisor:
         except AWAY:
             outcome = "unrecorded"  # its lease will run out
         log.info("step %s", outcome, extra={"code": code, "seconds": round(time.monotonic() - began, 2)})
-        self._unfit = 0 if self.launcher.pid else self._unfit + 1
+        self._unfit = 0 if self.launcher.pid and code != Exit.FULL else self._unfit + 1
         self._step_aside()
         return outcome
 
     def _step_aside(self) -> None:
-        """A machine on which nothing starts would fail every step faster than the others can take one."""
+        """A machine on which nothing starts, or whose disk is full, would fail every step faster than the others can take one."""
         until = time.monotonic() + min(_UNFIT * 2 ** (self._unfit - 1), _LONGEST_UNFIT)
-        while self._unfit and time.monotonic() < until and not self.draining and os.getppid() == self._parent:
+        while self._unfit and time.monotonic() < until and not self._ending():
             time.sleep(_TICK)
 
     def waits_for_another(self, queue: str) -> str | None:
@@ -102,7 +131,7 @@ class Supervisor:
     def _look(self, watch: _Watch) -> None:
         """Do what is due: renew the lease, ask the runner to stop, or kill it."""
         now = time.monotonic()
-        if watch.why is None and (self.draining or os.getppid() != self._parent):
+        if watch.why is None and self._ending():
             self._stop(watch, "drain", now)
         if now >= watch.next_beat:
             self._beat(watch, now)
@@ -147,7 +176,7 @@ class Supervisor:
         step_id, attempt = watch.step_id, watch.attempt
         if code == Exit.DONE:
             return "succeeded"
-        if code == Exit.FAILED:
+        if code in (Exit.FAILED, Exit.FULL):
             return "failed"
         if code == Exit.LOST or watch.why == "lost":
             return "lost"

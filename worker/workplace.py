@@ -1,6 +1,7 @@
 """The folder in which a step works on this machine: where its checkpoint outlives an attempt."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 _FORGOTTEN = 7 * 24 * 3600.0  # seconds
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Workplace:
@@ -25,7 +27,7 @@ class Workplace:
                 break
         self.path, self.work, self.out = path, path / "work", path / "out"
         self.work.mkdir(exist_ok=True)
-        shutil.rmtree(self.out, ignore_errors=True)
+        self.clear()
         self.out.mkdir()
         os.utime(path)
 
@@ -34,6 +36,14 @@ class Workplace:
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+    def size(self) -> int:
+        """Bytes of the files that are there."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    def clear(self) -> None:
+        """Remove what the attempt has made so far, but for its checkpoint."""
+        shutil.rmtree(self.out, ignore_errors=True)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -45,6 +55,22 @@ class Workplace:
                 if path.stat().st_mtime < time.time() - _FORGOTTEN and (held := _lock(path)) is not None:
                     shutil.rmtree(path, ignore_errors=True)
                     os.close(held)
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of a folder, which need not be there yet, has to spare."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came of, says that a disk, or somebody's share of one, is full."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    if any(os.strerror(code) in str(error) for code in _FULL):  # libraries that are not Python's leave only the words
+        return True
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return before is not None and is_full(before)
 
 
 def _lock(path: Path) -> int | None:

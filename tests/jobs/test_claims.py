@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from jobs import views
+from jobs import claims, views
 from jobs.cancel import cancel
-from jobs.claims import Claim, claim, fail, heartbeat, load, reap, release, succeed
+from jobs.claims import Claim, claim, fail, heartbeat, load, reap, release, stands, succeed
 from jobs.errors import LeaseLost
 from jobs.models import Artifact, Event, Metric, Step
 from jobs.records import record
@@ -138,15 +138,19 @@ def test_succeeding_twice_is_succeeding_once(world: World) -> None:
     assert _everything(world) == before
 
 
-def test_a_lost_worker_costs_an_attempt_until_the_last_one_fails_the_job(world: World) -> None:
+def test_lost_workers_cost_an_attempt_only_when_they_are_many_and_the_last_fails_the_job(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "SPARED", 2)
     job_id = world.submit(plan("a", "distill<a"), max_attempts=2)
-    held = world.claim(job_id, "a", "w1")
-    world.pass_time(held.step_id, 91)
-    assert world.database.write(reap) == 1
-    step = world.step(job_id, "a")
-    assert (step.state, step.failures, step.worker, step.lease_until) == ("ready", 1, None, None)
-    assert world.doorbells() == [step.id]
-    assert world.job(job_id).state == "running"
+    for failures in (0, 0, 1):
+        held = world.claim(job_id, "a", "w1")
+        world.pass_time(held.step_id, 91)
+        assert world.database.write(reap) == 1
+        step = world.step(job_id, "a")
+        assert (step.state, step.failures, step.worker, step.lease_until) == ("ready", failures, None, None)
+        assert world.doorbells() == [step.id]
+        assert world.job(job_id).state == "running"
     held = world.claim(job_id, "a", "w2")
     world.pass_time(held.step_id, 91)
     assert world.database.write(reap) == 1
@@ -155,7 +159,7 @@ def test_a_lost_worker_costs_an_attempt_until_the_last_one_fails_the_job(world: 
     assert job.error is not None
     assert job.error.code == "worker_lost"
     assert "step a: worker w2" in job.error.detail
-    assert "attempt 2 of 2" in job.error.detail
+    assert "attempt 2 of 2, and 2 that did not count" in job.error.detail
     assert job.error.hint
     assert world.database.write(reap) == 0
 
@@ -172,6 +176,33 @@ def test_retryable_failures_are_counted_and_others_are_final(world: World) -> No
     assert (world.step(job_id, "b").state, world.job(job_id).state) == ("failed", "failed")
     told = [event.type for event in world.database.read(lambda s: views.events(s, job_id)) if event.step == "a"]
     assert told == [*["step_started", "step_retried", "step_released"] * 2, "step_started", "step_succeeded"]
+
+
+def test_failures_of_machines_are_spared_together_whatever_they_are(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "SPARED", 2)
+    job_id = world.submit(plan("distill"), max_attempts=1)
+    full: dict[str, Any] = {"retryable": True, "machine": True}
+    held = world.claim(job_id, "distill")
+    world.database.write(lambda s: fail(s, held.step_id, held.attempt, "internal", "no room", **full))
+    lost = world.claim(job_id, "distill")
+    world.pass_time(lost.step_id, 91)
+    assert world.database.write(reap) == 1
+    assert (world.step(job_id, "distill").state, world.step(job_id, "distill").failures) == ("ready", 0)
+    last = world.claim(job_id, "distill")
+    world.database.write(lambda s: fail(s, last.step_id, last.attempt, "internal", "no room", **full))
+    assert (world.step(job_id, "distill").state, world.step(job_id, "distill").failures) == ("failed", 1)
+
+
+def test_a_claim_stands_while_nobody_has_touched_it(world: World) -> None:
+    job_id = world.submit(plan("distill"))
+    held = world.claim(job_id, "distill")
+    assert world.database.read(lambda s: stands(s, held))
+    world.database.write(lambda s: release(s, held.step_id, held.attempt))
+    assert not world.database.read(lambda s: stands(s, held))
+    again = world.claim(job_id, "distill")
+    assert [world.database.read(lambda s, c=c: stands(s, c)) for c in (held, again)] == [False, True]
+    world.database.write(lambda s: heartbeat(s, again.step_id, again.attempt, lease_seconds=50))
+    assert not world.database.read(lambda s: stands(s, again)), "somebody runs it"
 
 
 def test_handing_back_costs_nothing(world: World) -> None:

@@ -1,6 +1,7 @@
 import errno
 import os
 import resource
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 
@@ -72,7 +74,6 @@ def raising(error: Exception) -> Action:
         (MemoryError(), "ready", "out_of_memory", "MemoryError"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "ready", "out_of_memory", "2 GiB"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "ready", "out_of_memory", "9 bytes"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "ready", "internal", "the worker's disk is full"),
         (ZeroDivisionError("a bug"), "ready", "internal", "an unexpected ZeroDivisionError: a bug"),
     ],
 )
@@ -213,6 +214,53 @@ def test_a_step_reads_from_a_server_and_writes_to_it(
     assert {"dataset.safetensors", "preview.png", "step.json"} <= set(made)
     assert set(object_server.objects(there)) == {upload.blob.sha256, *made.values()}
     assert all(store.verify(sha256) for sha256 in made.values())
+
+
+def fill(reporter: Reporter, out: Path, work: Path) -> None:
+    (work / "checkpoint").write_text("half")
+    (out / "half.bin").write_text("half")
+    (out / "more.bin").symlink_to("/dev/full")  # which takes nothing, as a disk without room
+    (out / "more.bin").write_text("more")
+
+
+def fill_and_wrap(reporter: Reporter, out: Path, work: Path) -> None:
+    try:
+        fill(reporter, out, work)
+    except OSError as error:
+        raise DdcoreError("download_failed", f"it could not be fetched: {error}", "try again") from error
+
+
+@pytest.mark.parametrize(
+    ("action", "own"),
+    [
+        (fill, 8),
+        (fill_and_wrap, 8),
+        (raising(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")), 4),
+        (raising(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/scratch/x")), 4),
+    ],
+)
+def test_a_full_disk_is_the_machines_fault_and_what_can_be_is_freed(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]], settings: Settings, action: Action, own: int
+) -> None:
+    unused = settings.scratch / "inputs" / "unused"
+    unused.mkdir(parents=True)
+    (unused / "large.bin").write_bytes(b"large")
+    code, step, _ = attempt(action)
+    assert (code, step.state, step.failures, step.error_code) == (Exit.FULL, "ready", 0, "internal")
+    assert str(step.error_detail).startswith("the worker's disk is full: ")
+    assert f"the step had {own} bytes in {settings.scratch} on {socket.gethostname()}, which now," in str(step.error_detail)
+    assert "scratch" in str(step.error_hint)
+    left = settings.scratch / "steps" / step.key
+    assert [path.name for path in left.iterdir()] == ["work"]
+    assert not unused.exists()
+
+
+def test_a_full_disk_of_a_step_that_was_told_to_stop_is_no_failure(
+    attempt: Callable[[Action], tuple[Exit, Step, _Runner]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Runner, "_sign", lambda runner: runner.stop.set())
+    code, step, _ = attempt(fill)
+    assert (code, step.state, step.failures) == (Exit.STOPPED, "running", 0)  # the supervisor hands it back
 
 
 def test_a_runner_that_was_replaced_stops_by_itself_and_shows_nothing(

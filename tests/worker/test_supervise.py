@@ -122,6 +122,34 @@ def test_a_template_that_could_not_start_is_named_and_leaves_the_step_to_others(
     assert broken._unfit == 0
 
 
+def test_a_worker_whose_disk_was_full_leaves_the_step_to_others(
+    settings: Settings, engine: Engine, step_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "_UNFIT", 0.2)
+    puppet = Puppet(Exit.FULL)
+    puppet.before_end = lambda step, attempt: transact(
+        sessions(engine), lambda s: claims.fail(s, step, attempt, "internal", "full", retryable=True, machine=True)
+    )
+    one, began = supervisor(settings, engine, puppet), time.monotonic()
+    assert one.run("io") == "failed"
+    assert time.monotonic() - began >= 0.2
+    assert (row(engine, step_id).state, row(engine, step_id).failures) == ("ready", 0)
+
+
+def test_no_step_is_claimed_while_scratch_has_no_room(
+    settings: Settings, engine: Engine, step_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = supervisor(settings, engine, Puppet(Exit.STOPPED), store_reserve_bytes=5)
+    free = iter([5, 4, 5, 6])
+    monkeypatch.setattr(supervise, "free_bytes", lambda folder: next(free) if folder == settings.scratch else 6)
+    assert one.run("io") == "handed back"
+    assert next(free, None) is None
+    monkeypatch.setattr(supervise, "free_bytes", lambda folder: 5)
+    one.draining = True
+    assert one.run("io") == "ignored"
+    assert (row(engine, step_id).state, row(engine, step_id).attempt) == ("ready", 1)
+
+
 def test_the_last_crash_allowed_fails_the_step(settings: Settings, engine: Engine, step_id: str) -> None:
     for _ in range(settings.max_attempts):
         supervisor(settings, engine, Puppet(-signal.SIGKILL)).run("io")
