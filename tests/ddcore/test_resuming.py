@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ddcore import events
 from ddcore.checks import DatasetFacts
 from ddcore.errors import Stopped
 from ddcore.events import Reporter
-from ddcore.methods import high_loss
+from ddcore.methods import clusters, high_loss
 from ddcore.observatory import landscape
 from ddcore.plan import Plan, plan_distill, plan_evaluate, plan_observe
 from ddcore.run import run_plan, run_step
-from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec
+from ddcore.specs import DistillSpec, EvaluateSpec, KMeansSpec, ObserveSpec
 from ddcore.ssl import measure
 from ddcore.task import Resources
 
@@ -61,6 +62,7 @@ def plans(facts):
     staged = distill(IMPROVED | {"name": "dino_tm", "path": "staged", "stages": 2}, DINO)
     own = distill(IMPROVED | {"name": "dino_tm", "path": "student", "initial_rate": 0.1, "gap": 0.0, "init": "random"}, SIMCLR)
     plain = distill({"name": "mkdt", "init": "random"}, BARLOW, ema=None)
+    chosen = plain.model_copy(update={"method": KMeansSpec()})
     measured = EvaluateSpec(
         synthetic_set="s",
         downstream=[{"train": "it", "test": "it"}],
@@ -74,6 +76,7 @@ def plans(facts):
     yield "staged", plan_evaluate(measured, staged, facts, {"it": facts})
     yield "plain", plan_distill(plain, facts)
     yield "own", plan_distill(own, facts)
+    yield "chosen", plan_distill(chosen, facts)
     teacher = DINO | {"min_knn_accuracy": 0.0}
     yield "seen", plan_observe(ObserveSpec(dataset="it", teacher=teacher, runs=2, experts=2, epochs=2, student=STUDENT), facts)
 
@@ -98,12 +101,16 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def small_parts():
-    """So that few images, and few looks at them, are many parts."""
+    """So that few images, and few looks at them, are many parts. Pictures stay blank: the numbers in them lie beside them as JSON."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "_BATCH", 4)
         patch.setattr(high_loss, "CHUNK", 4)
+        patch.setattr(clusters, "BLOCK", 4)
+        patch.setattr(clusters, "LEAST_BLOCKS", 1)
+        patch.setattr(clusters, "AT_ONCE", 0)
         patch.setattr(landscape, "SIDE", 3)
         patch.setattr(landscape, "POINTS", 4)
+        patch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch())
         yield
 
 
@@ -139,6 +146,7 @@ LONG = [
     ),
     *(f"plain {name}" for name in ("teacher", "experts-0", "distill")),
     *(f"own {name}" for name in ("teacher", "experts-0", "distill")),
+    "chosen distill",
     "seen observe",
 ]
 

@@ -1,6 +1,8 @@
 """Selections against slow definitions, and MKDT against the set it began from."""
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ddcore.data.images import Images, mean_std, normalise
 from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
 from ddcore.experts.train import train_experts
+from ddcore.ledger import Ledger
 from ddcore.matching.adjoint import Inner, batches_of, run_inner
 from ddcore.matching.cores import Core
 from ddcore.matching.losses import normalised_distance
@@ -118,7 +121,8 @@ def test_the_nearest_are_chosen_greedily_and_never_twice(points, centres):
     for centre in centres:
         expected.append(min(free, key=lambda i: (((points[i] - centre) ** 2).sum(), i)))
         free.remove(expected[-1])
-    assert nearest(points, centres).tolist() == expected
+    with TemporaryDirectory() as work:
+        assert nearest(points, centres, Ledger(Path(work), "nearest", Reporter()), Reporter()).tolist() == expected
 
 
 def test_high_loss_takes_the_images_that_experts_regress_worst_after_one_epoch(material, run):
