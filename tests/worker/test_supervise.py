@@ -1,18 +1,20 @@
 import math
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, make_url, select
 
 from jobs import cancel, catalogue, claims
-from jobs.database import sessions, transact
+from jobs.database import connect, now, sessions, transact
 from jobs.models import Event, Step
 from jobs.settings import Settings
 from jobs.store import open_store
 from tests.worker.service import archive, post
+from tests.worker.swallower import Swallower
 from worker import supervise
 from worker.exits import Exit
 from worker.launcher import Launcher
@@ -148,6 +150,37 @@ def test_no_step_is_claimed_while_scratch_has_no_room(
     one.draining = True
     assert one.run("io") == "ignored"
     assert (row(engine, step_id).state, row(engine, step_id).attempt) == ("ready", 1)
+
+
+@pytest.fixture
+def swallower(settings: Settings) -> Iterator[Swallower]:
+    there = Swallower(str(make_url(settings.database_url).query["host"]))
+    yield there
+    there.close()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_claim_whose_commit_was_never_answered_is_gone_on_with_if_it_stands(
+    settings: Settings, engine: Engine, step_id: str, swallower: Swallower, monkeypatch: pytest.MonkeyPatch, taken_over: bool
+) -> None:
+    def pass_time(seconds: float) -> None:
+        if taken_over and swallower.lost and row(engine, step_id).attempt == 1:
+            transact(sessions(engine), lambda s: claims.release(s, step_id, 1))
+            transact(sessions(engine), lambda s: claims.claim(s, step_id, "another"))
+
+    url = make_url(settings.database_url)
+    there = f"postgresql://{url.username}@127.0.0.1:{swallower.port}/{url.database}"
+    behind = connect(settings.model_copy(update={"database_url": there}))
+    transact(sessions(behind), now)
+    swallower.armed = True
+    monkeypatch.setattr(supervise.time, "sleep", pass_time)
+    ended = supervisor(settings, behind, Puppet(Exit.STOPPED)).run("io")
+    behind.dispose()
+    assert swallower.lost == 1
+    step = row(engine, step_id)
+    expected = ("ignored", "running", "another", 2) if taken_over else ("handed back", "ready", None, 1)
+    assert (ended, step.state, step.worker, step.attempt) == expected
 
 
 def test_the_last_crash_allowed_fails_the_step(settings: Settings, engine: Engine, step_id: str) -> None:
