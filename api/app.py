@@ -23,7 +23,6 @@ from api.routes import (
     artifacts,
     catalogue,
     datasets,
-    gc,
     job_events,
     jobs,
     observations,
@@ -31,6 +30,7 @@ from api.routes import (
     plots,
     reports,
     status,
+    storage,
     submissions,
     synthetic_sets,
     workers,
@@ -55,7 +55,7 @@ ROUTES = (
     catalogue,
     status,
     workers,
-    gc,
+    storage,
     pages,
 )
 

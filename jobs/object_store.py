@@ -107,22 +107,25 @@ class ObjectStore(Store):
                 self.written.set()
             next(iter(obstore.list(self.bucket, prefix="sha256/00", chunk_size=1)), None)
 
-    def listing(self) -> Iterator[list[Stored]]:
-        return self._listed("sha256")
+    def listing(self, after: str = "") -> Iterator[list[Stored]]:
+        for some in self._listed("sha256", f"sha256/{after[:2]}/{after}" if after else None):
+            yield [one for one in some if len(one.sha256) == 64]
 
     def remove(self, names: Collection[str]) -> None:
         if names:
             with _asking(""):
                 obstore.delete(self.bucket, [blob_key(sha256) for sha256 in names])
 
-    def set_aside(self, sha256: str) -> None:
+    def set_aside(self, sha256: str) -> bool:
         with suppress(NotFound), _asking(sha256):
             size = self.size(sha256)
             if self.verify(sha256):
-                return
+                return False
             if size <= MOST_COPIED:
                 obstore.copy(self.bucket, blob_key(sha256), f"aside/damaged-{sha256[:12]}-{secrets.token_hex(8)}")
             obstore.delete(self.bucket, blob_key(sha256))
+            return True
+        return False
 
     def leavings(self, before: datetime) -> list[Stored]:
         """What was set aside; of uploads that broke off, the bucket's own rules take care."""
@@ -139,9 +142,9 @@ class ObjectStore(Store):
         with ThreadPoolExecutor(ASKING) as pool:
             return {sha256 for sha256, there in zip(asked, pool.map(self.exists, asked), strict=True) if not there}
 
-    def _listed(self, folder: str) -> Iterator[list[Stored]]:
+    def _listed(self, folder: str, offset: str | None = None) -> Iterator[list[Stored]]:
         with _asking(""):
-            for some in obstore.list(self.bucket, prefix=folder, chunk_size=1000):
+            for some in obstore.list(self.bucket, prefix=folder, offset=offset, chunk_size=1000):
                 yield [Stored(one["path"].rpartition("/")[2], one["size"], one["last_modified"]) for one in some]
 
     def _has(self, blob: Blob) -> bool:

@@ -50,20 +50,19 @@ def outlived(session: Session, lives: Mapping[str, timedelta]) -> dict[str, tupl
     return found
 
 
-def expire(session: Session, kind: str, life: timedelta) -> int:
-    """Let go of the files of some steps of one kind that have outlived their time; returns of how many steps, 0 when there are none."""
+def expire(session: Session, kind: str, life: timedelta) -> list[Artifact]:
+    """Let go of the files of some steps of one kind that have outlived their time; returns them, none when there are no such steps."""
     lock_graph(session)
     at = now(session)
     steps = list(session.scalars(select(Step.id).where(*_outlived(session, kind, at - life)).order_by(Step.finished_at).limit(AT_ONCE)))
-    files = select(Artifact.sha256, Artifact.size).where(Artifact.step_id.in_(steps), Artifact.gone_at.is_(None))
-    blobs = [Blob(sha256, size) for sha256, size in session.execute(files)]
+    files = session.scalars(select(Artifact).where(Artifact.step_id.in_(steps), Artifact.gone_at.is_(None))).all()
     lose(session, Step.id.in_(steps), at)
     gone = update(Artifact).where(Artifact.step_id.in_(steps), Artifact.gone_at.is_(None)).values(gone_at=at)
     session.execute(gone.execution_options(synchronize_session=False))
     for step_id in steps:
         write_event(session, "step_files_removed", at, step_id=step_id)
-    condemned.condemn(session, blobs)
-    return len(steps)
+    condemned.condemn(session, [Blob(file.sha256, file.size) for file in files])
+    return list(files)
 
 
 def lose(session: Session, which: ColumnElement[bool], at: datetime) -> None:

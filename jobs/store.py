@@ -1,6 +1,5 @@
 """The artifact store: immutable files, each named by its sha256, in a local folder or (`jobs.object_store`) on an S3-compatible server."""
 
-import contextlib
 import errno
 import hashlib
 import importlib
@@ -60,7 +59,8 @@ class Store(ABC):
 
     @abstractmethod
     def pieces(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` on, at most `length` of them, as they are stored. Raises `NotFound`, perhaps not before the first."""
+        """The bytes from `start` on, at most `length` of them, as they are stored. Raises `NotFound`, perhaps not before the first, and
+        `Damaged` where they cannot be read at all."""
 
     @abstractmethod
     def place(self, sha256: str, at: Path) -> None:
@@ -83,16 +83,17 @@ class Store(ABC):
         """Raises `StoreAway` or `OSError` if the store cannot be used."""
 
     @abstractmethod
-    def listing(self) -> Iterator[list[Stored]]:
-        """Every file in the store, some at a time, in no order. Raises `StoreAway`."""
+    def listing(self, after: str = "") -> Iterator[list[Stored]]:
+        """Every file in the store whose name comes after `after`, some at a time, in the order of names. Raises `StoreAway`."""
 
     @abstractmethod
     def remove(self, names: Collection[str]) -> None:
         """Delete the files of these names for good; one that is not there is no error. Raises `StoreAway`."""
 
     @abstractmethod
-    def set_aside(self, sha256: str) -> None:
-        """Put a file that `Damaged` named out of the way, so that it is gone, unless it turns out whole. Raises `StoreAway`."""
+    def set_aside(self, sha256: str) -> bool:
+        """Put a file that `Damaged` named out of the way, so that it is gone; False if it turns out whole, or not there. Raises
+        `StoreAway`."""
 
     @abstractmethod
     def leavings(self, before: datetime) -> list[Stored]:
@@ -177,7 +178,7 @@ class FolderStore(Store):
         with reader:
             reader.seek(start)
             left = self.size(sha256) - start if length is None else length
-            while left > 0 and (piece := reader.read(min(left, PIECE))):
+            while left > 0 and (piece := _read(reader, min(left, PIECE), sha256)):
                 left -= len(piece)
                 yield piece
 
@@ -207,23 +208,28 @@ class FolderStore(Store):
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / ".writable").touch()
 
-    def listing(self) -> Iterator[list[Stored]]:
+    def listing(self, after: str = "") -> Iterator[list[Stored]]:
         for folder in sorted((self.root / "sha256").glob("[0-9a-f][0-9a-f]")):
-            yield [one for one in map(_stored, folder.iterdir()) if one is not None and len(one.sha256) == 64]
+            if folder.name >= after[:2]:
+                paths = sorted(path for path in folder.iterdir() if path.name > after and len(path.name) == 64)
+                yield [one for one in map(_stored, paths) if one is not None]
 
     def remove(self, names: Collection[str]) -> None:
         for sha256 in names:
             self.here(sha256).unlink(missing_ok=True)
 
-    def set_aside(self, sha256: str) -> None:
+    def set_aside(self, sha256: str) -> bool:
         place, aside = self.here(sha256), self.root / "aside" / f"damaged-{sha256[:12]}-{secrets.token_hex(8)}"
         before = _stored(place)
         if before is None or self.verify(sha256) or _stored(place) != before:
-            return  # gone, whole, or put again since
+            return False  # gone, whole, or put again since
         aside.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             place.rename(aside)
-            os.utime(aside)
+        except FileNotFoundError:  # another process was faster
+            return False
+        os.utime(aside)
+        return True
 
     def leavings(self, before: datetime) -> list[Stored]:
         aside = self.root / "aside"
@@ -253,6 +259,16 @@ def blob_key(sha256: str) -> str:
     if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
         raise NotFound("file", sha256)
     return f"sha256/{sha256[:2]}/{sha256}"
+
+
+def _read(reader: IO[bytes], size: int, sha256: str) -> bytes:
+    """Bytes that a disk can no longer read are as good as others in their place."""
+    try:
+        return reader.read(size)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise Damaged(sha256) from error
+        raise
 
 
 def _stored(path: Path) -> Stored | None:

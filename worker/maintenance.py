@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
@@ -79,7 +80,8 @@ class Maintenance:
             Duty("delete condemned files", DELETE_EVERY, lambda: condemned.remove(self.sessions, self.store, rounds=1).files),
         ]
         if lives := retention.lifetimes(settings.keep_days):
-            self.duties.append(Duty("let go of files of steps", EXPIRE_EVERY, lambda: collect.expire(self.sessions, lives)))
+            expire = partial(collect.expire, self.sessions, lives)
+            self.duties.append(Duty("let go of files of steps", EXPIRE_EVERY, lambda: sum(len(files) for _, files in expire())))
 
     def relay(self) -> int:
         return outbox.relay(self.sessions, self._send)

@@ -22,7 +22,7 @@ GET /jobs/{}/events  GET /jobs/{}/metrics  GET /jobs/{}/artifacts  GET /jobs/{}/
 GET /artifacts/{}  GET /artifacts/{}/content  HEAD /artifacts/{}/content  POST /artifacts
 GET /synthetic-sets  GET /synthetic-sets/{}  GET /synthetic-sets/{}/preview.png
 GET /synthetic-sets/{}/download  HEAD /synthetic-sets/{}/download
-GET /reports/{}  GET /observations/{}  GET /methods  GET /presets  GET /workers  GET /queue  POST /gc
+GET /reports/{}  GET /observations/{}  GET /methods  GET /presets  GET /workers  GET /queue  POST /gc  POST /verify
 """
 
 

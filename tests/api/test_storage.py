@@ -7,12 +7,13 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from jobs import condemned, database
+from jobs import collect, condemned, database, verify
 from jobs.models import Condemned, Job, Step
 from jobs.settings import Settings
 from jobs.store import open_store
 from tests.api.fakes import FakeWorker, Refused
 from tests.api.test_file_transfer import checkpoint
+from tests.jobs.harness import harm
 
 
 def grow_old(worker: FakeWorker, days: float) -> None:
@@ -68,6 +69,35 @@ def test_a_pinned_job_keeps_its_files(client: TestClient, worker: FakeWorker, di
     refused(client.patch(own, json={"pinned": "perhaps"}), 422, "invalid_request")
     refused(client.post("/gc?unused_days=-1"), 422, "invalid_request")
     refused(client.post("/gc?unused=1"), 422, "invalid_request")
+
+
+def test_a_long_work_is_done_in_parts(
+    client: TestClient, worker: FakeWorker, distilled: dict[str, Any], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = client.get(distilled["links"]["artifacts"]).json()["data"]
+    names = sorted({one["sha256"] for one in files})
+    worker.store.remove(names[:1])
+    harm(worker.store, names[1], b"damaged")
+    monkeypatch.setattr(verify, "MANY", 1)
+    monkeypatch.setattr(collect, "within", lambda seconds, walk: next(walk, None))
+    monkeypatch.setattr(verify, "within", lambda seconds, walk: next(walk, None))
+
+    def parts(path: str) -> list[dict[str, Any]]:
+        told = [client.post(path).json()]
+        while told[-1]["has_more"]:
+            told.append(client.post(path, params={"cursor": told[-1]["next_cursor"]}).json())
+        return told
+
+    told = parts("/verify")
+    assert len(told) > len(names) - 1
+    assert sum(one["files"] for one in told) == len(names) - 1
+    (missing,), (damaged,) = ([file for one in told for file in one[kind]] for kind in ("missing", "damaged"))
+    assert [missing["sha256"], damaged["sha256"]] == names[:2]
+    by = next(one for one in files if one["sha256"] == names[1])
+    assert {"id": by["id"], "name": by["name"], "kind": by["kind"], "step": by["step"], "job_id": distilled["id"]} in damaged["named_by"]
+    assert [len(parts("/gc")), len(parts("/gc?dry_run=true"))] == [len({name[:2] for name in names[2:]}) + 1] * 2
+    refused(client.post("/verify?cursor=../x"), 422, "invalid_request")
+    refused(client.post("/gc?cursor=G"), 422, "invalid_request")
 
 
 def test_an_upload_that_was_condemned_from_before_is_spared(client: TestClient, settings: Settings, worker: FakeWorker) -> None:

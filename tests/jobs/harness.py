@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any, TypeVar
 
+import obstore
 from sqlalchemy import select, update
 
 from ddcore.plan import Plan
@@ -14,7 +15,8 @@ from jobs import views
 from jobs.bodies import JobView
 from jobs.claims import Claim, NewArtifact, claim, succeed
 from jobs.models import Artifact, Doorbell, Job, JobStep, Step
-from jobs.store import FolderStore
+from jobs.object_store import ObjectStore
+from jobs.store import FolderStore, Store, blob_key
 from jobs.submit import submit
 from tests.conftest import Database
 
@@ -100,6 +102,15 @@ class World:
 
     def set_job(self, job_id: str, state: str) -> None:
         self.database.write(lambda s: s.execute(update(Job).where(Job.id == job_id).values(state=state)))
+
+
+def harm(store: Store, sha256: str, content: bytes) -> None:
+    """Put other bytes into a stored file."""
+    if isinstance(store, ObjectStore):
+        obstore.put(store.bucket, blob_key(sha256), content)
+    elif (path := store.here(sha256)) is not None:
+        path.chmod(0o644)
+        path.write_bytes(content)
 
 
 def at_once(works: Sequence[Callable[[], T]]) -> list[T]:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import stat
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from jobs.errors import Damaged, NotFound, StoreAway, StoreFull, StoreUnusable
 from jobs.object_store import AT_ONCE, PART, ObjectStore
 from jobs.settings import Settings
 from jobs.store import PIECE, FolderStore, Store, open_store
-from tests.jobs.harness import at_once
+from tests.jobs.harness import at_once, harm
 from tests.object_server import ObjectServer
 
 EARLIER, LATER = datetime(2001, 1, 1, tzinfo=UTC), datetime(2101, 1, 1, tzinfo=UTC)
@@ -34,14 +35,6 @@ class Kept:
         if self.server is not None:
             return list(self.server.objects(self.settings))
         return [path.name for path in Path(self.settings.store).rglob("*") if path.is_file()]
-
-    def harm(self, sha256: str, content: bytes) -> None:
-        if self.server is not None:
-            httpx.put(self.server.objects(self.settings)[sha256], content=content).raise_for_status()
-            return
-        path = FolderStore(Path(self.settings.store)).here(sha256)
-        path.chmod(0o644)
-        path.write_bytes(content)
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -103,7 +96,7 @@ def test_the_same_bytes_at_once_are_one_file_and_leave_nothing_aside(kept: Kept,
 def test_a_truncated_file_is_replaced(kept: Kept, tmp_path: Path) -> None:
     source = _file(tmp_path, b"whole")
     blob = kept.store.put(source)
-    kept.harm(blob.sha256, b"who")
+    harm(kept.store, blob.sha256, b"who")
     assert not kept.store.verify(blob.sha256)
     kept.store.put(source)
     assert kept.store.verify(blob.sha256)
@@ -112,12 +105,11 @@ def test_a_truncated_file_is_replaced(kept: Kept, tmp_path: Path) -> None:
 def test_a_damaged_file_is_set_aside_and_may_be_put_again(kept: Kept, tmp_path: Path) -> None:
     source = _file(tmp_path, b"whole")
     blob = kept.store.put(source)
-    kept.store.set_aside(blob.sha256)
+    assert not kept.store.set_aside(blob.sha256)
     assert kept.store.verify(blob.sha256), "it was whole"
-    kept.harm(blob.sha256, b"whale")
+    harm(kept.store, blob.sha256, b"whale")
     before = kept.store.leavings(LATER)
-    kept.store.set_aside(blob.sha256)
-    kept.store.set_aside(blob.sha256)
+    assert [kept.store.set_aside(blob.sha256) for _ in range(2)] == [True, False]
     assert not kept.store.exists(blob.sha256)
     (left,) = kept.store.leavings(LATER)
     assert (before, left.size) == ([], 5)
@@ -132,8 +124,7 @@ def test_a_folder_takes_bytes_that_come_again_for_those_that_it_has(tmp_path: Pa
     store = FolderStore(tmp_path / "blobs")
     source = _file(tmp_path, b"whole")
     blob = store.put(source)
-    store.here(blob.sha256).chmod(0o644)
-    store.here(blob.sha256).write_bytes(b"whale")
+    harm(store, blob.sha256, b"whale")
     store.put(source)
     assert store.verify(blob.sha256)
 
@@ -143,7 +134,9 @@ def test_everything_is_listed_and_what_is_removed_is_missing(kept: Kept, tmp_pat
     blobs = [kept.store.put(_file(tmp_path, b"x" * size)) for size in range(40)]
     kept.store.check()
     listed = [one for some in kept.store.listing() for one in some]
-    assert {(one.sha256, one.size) for one in listed} == {(one.sha256, one.size) for one in blobs}
+    assert [(one.sha256, one.size) for one in listed] == sorted((one.sha256, one.size) for one in blobs)
+    for after in ("0", "8", listed[0].sha256, listed[20].sha256, listed[-1].sha256):
+        assert [one for some in kept.store.listing(after) for one in some] == [one for one in listed if one.sha256 > after]
     assert all(began <= one.modified <= LATER for one in listed)
     names = {one.sha256 for one in blobs}
     gone = {blobs[0].sha256, blobs[7].sha256}
@@ -155,12 +148,29 @@ def test_everything_is_listed_and_what_is_removed_is_missing(kept: Kept, tmp_pat
 
 def test_a_damaged_file_is_not_handed_out(kept: Kept, tmp_path: Path) -> None:
     blob = kept.store.put(_file(tmp_path, b"whole"))
-    kept.harm(blob.sha256, b"whale")
+    harm(kept.store, blob.sha256, b"whale")
     with pytest.raises(Damaged, match=rf"{blob.sha256[:12]} is damaged"):
         kept.store.read(blob.sha256)
     with pytest.raises(Damaged):
         kept.store.place(blob.sha256, tmp_path / "work" / "x")
     assert not (tmp_path / "work" / "x").exists()
+
+
+def test_a_file_that_the_disk_cannot_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = FolderStore(tmp_path / "blobs")
+    source = _file(tmp_path, b"whole")
+    blob = store.put(source)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda *args: Broken())
+        with pytest.raises(Damaged):
+            store.read(blob.sha256)
+        assert store.set_aside(blob.sha256)
+    store.put(source)
+    assert store.verify(blob.sha256)
 
 
 def test_a_file_is_placed_read_only_and_without_touching_the_original(store: Store, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files that nobody uses go after their time, and nothing else does."""
 
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,21 +20,10 @@ from jobs.database import readers
 from jobs.errors import Gone
 from jobs.models import Artifact, Condemned, Event, Job, Step
 from jobs.settings import Settings
-from jobs.store import FolderStore, Store, open_store
-from tests.conftest import Database
-from tests.jobs.harness import SMOKE, World, at_once, plan
+from tests.jobs.harness import SMOKE, World, at_once, harm, plan
 
 DAY = timedelta(days=1)
 EXPERTS = {"experts": 10 * DAY}  # the kind of all steps of a plan here, but for the one called distill
-
-
-@pytest.fixture(params=["folder", "s3"])
-def anywhere(request: pytest.FixtureRequest, database: Database, tmp_path: Path) -> World:
-    """A world with a store of either sort."""
-    store: Store = FolderStore(tmp_path / "blobs")
-    if request.param == "s3":
-        store = open_store(request.getfixturevalue("object_server").settings(tmp_path / "home"))
-    return World(database, store, tmp_path)  # type: ignore[arg-type]
 
 
 def gc(world: World, lives: dict[str, timedelta] = EXPERTS, *, dry_run: bool = False, grace: timedelta = GRACE) -> Collected:
@@ -49,6 +39,20 @@ def grow_old(world: World, days: float) -> None:
                 for column in columns:
                     if (moment := getattr(row, column)) is not None:
                         setattr(row, column, moment - days * DAY)
+
+
+def in_parts(world: World, *, dry_run: bool = False) -> tuple[list[Collected], dict[str, int]]:
+    """The answers of calls that have no time, and the files of each kind in all of them; nothing waits for its hour."""
+    answers, cursor, sums = list[Collected](), None, Counter[str]()
+    read, write = readers(world.database.engine), world.database.sessions
+    while not answers or answers[-1].has_more:
+        options = {"dry_run": dry_run, "cursor": cursor, "seconds": 0.0, "grace": -DAY}
+        answers.append(collect.collect(read, write, world.store, EXPERTS, **options))
+        assert (cursor or "") <= (answers[-1].next_cursor or "g")
+        cursor = answers[-1].next_cursor
+        assert answers[-1].files == sum(share.files for share in answers[-1].unneeded)
+        sums.update({share.kind: share.files for share in answers[-1].unneeded})
+    return answers, dict(sums)
 
 
 def made(world: World, *edges: str) -> str:
@@ -221,6 +225,31 @@ def test_what_was_interrupted_is_gone_on_with(world: World, monkeypatch: pytest.
     assert there(world, job_id, *names) == [False] * 5
     told = world.database.read(lambda s: [event.type for event in s.scalars(select(Event)) if event.type == "step_files_removed"])
     assert len(told) == 5
+
+
+def test_a_large_collection_goes_on_over_many_calls(anywhere: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with as little work as there is; what they tell adds up to what one call tells."""
+    world = anywhere
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    monkeypatch.setattr(condemned, "AT_ONCE", 2)
+    monkeypatch.setattr(collect, "LEFT", -DAY)
+    names = [f"n{number}" for number in range(5)]
+    job_id = made(world, *names, "distill<" + ",".join(names))
+    grow_old(world, 11)
+    nameless = [world.file(f"nameless {number}") for number in range(6)]
+    harm(world.store, nameless[0].sha256, b"other bytes")
+    world.store.set_aside(nameless[0].sha256)
+
+    told, sums = in_parts(world, dry_run=True)
+    assert sums == {"experts": 5, "unnamed": 5, "set_aside": 1}
+    assert len(told) > 1
+    assert there(world, job_id, *names) == [True] * 5
+    done, sums = in_parts(world)
+    assert sums == {"experts": 5, "unnamed": 5, "set_aside": 1}
+    assert sum(answer.deleted_files for answer in done) == 10
+    assert len(done) > 8
+    assert (done[-1].condemned_files, there(world, job_id, *names, "distill")) == (0, [False] * 5 + [True])
+    assert sum(len(some) for some in world.store.listing()) == 1
 
 
 def test_settings_say_how_long_each_kind_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
