@@ -131,7 +131,8 @@ class Check:
         with self.that("no attempt of it failed"):
             events = [event for job in self.posted for event in self._events(job)]
             failed = [event for event in events if event["type"] in ("step_retried", "step_failed")]
-            assert events and not failed, failed
+            assert events
+            assert not failed, failed
 
     def _events(self, job: str) -> list[Json]:
         events: list[Json] = self.client.get(f"/jobs/{job}/events", limit=1000)["data"]
