@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     gc = command("gc", storage.gc, "remove files that nobody needs any more from the store")
     gc.add_argument("--dry-run", action="store_true", help="only tell what would go")
     gc.add_argument("--unused-days", type=float, metavar="N", help="let go of what can be computed again and was not used for N days, too")
+    command("verify", storage.verify, "have every file in the store read; status 1 if any is damaged or missing")
     download = command("download", commands.download, "download a synthetic set (syn_...) or an artifact (art_...)")
     download.add_argument("id")
     download.add_argument("--format", choices=("safetensors", "pt", "png", "parquet", "mtt"), default="safetensors")
@@ -99,6 +100,9 @@ def _posting(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands that post a job: each takes a body of its own, or that of another job."""
     clone = command("clone", commands.clone, "post a job again, whatever became of it; what it had finished is not done again")
     clone.add_argument("job")
+    retry = command("retry", commands.retry, "post a job that failed or was cancelled again; what it had finished is not done again")
+    retry.add_argument("job")
+    retry.add_argument("--detach", action="store_true", help="post the job and return")
     distill = command("distill", commands.distill, "distil a data set")
     distill.add_argument("--preset")
     distill.add_argument("--dataset", help="id or name")

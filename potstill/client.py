@@ -1,8 +1,9 @@
 """The Python client: what the HTTP face offers, as methods; uploads and downloads say how far they are."""
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, cast
@@ -16,14 +17,20 @@ from potstill.problems import check
 DEFAULT_URL = "http://127.0.0.1:8000"
 ENDED = ("succeeded", "failed", "cancelled")
 RESPITE = 5.0  # times as long as an answer took, `wait` leaves the API alone
-PATIENCE = 60.0  # seconds that `wait` outlasts an API that does not answer
+PATIENCE = 60.0  # seconds that an API which does not answer is waited for
+SLOW = 600.0  # seconds for a part of a long work: ten, and however long the file takes that was begun
 
 Json = dict[str, Any]
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all
+OnPart = Callable[[Json], None]  # one answer of those that a long work takes
 
 
 def ignore(done: int, total: int) -> None:
     """A `Progress` that shows nothing."""
+
+
+def unheard(part: Json) -> None:
+    """An `OnPart` that does nothing."""
 
 
 class Client:
@@ -106,17 +113,55 @@ class Client:
         """Post a job of the same spec; returns it. fields: `priority`, `labels`, `owner`, where they differ from that job's."""
         return self.post(f"/jobs/{id}/clone", fields, idempotency_key=idempotency_key)
 
+    def retry(self, id: str, *, idempotency_key: str | None = None) -> Json:
+        """Post a job that failed or was cancelled again, as a new job; returns that. What it had finished is not done again."""
+        return self.post(f"/jobs/{id}/retry", idempotency_key=idempotency_key)
+
     def pin(self, id: str, *, pinned: bool = True) -> Json:
         """Keep the files of all steps of a job, however long nobody uses them; or no longer."""
         return self._json("PATCH", f"/jobs/{id}", json={"pinned": pinned})
 
-    def gc(self, *, dry_run: bool = False, unused_days: float | None = None) -> Json:
-        """Remove files that nobody needs from the store; with `dry_run`, what would go.
+    def gc(self, *, dry_run: bool = False, unused_days: float | None = None, on_part: OnPart = unheard) -> Json:
+        """Remove files that nobody needs from the store; with `dry_run`, what would go. It may take long: `on_part` hears of each part.
 
         unused_days: also what can be computed again and was not used for so long, whatever the service's settings are.
         """
         asked = {"dry_run": str(dry_run).lower(), "unused_days": unused_days}
-        return self._json("POST", "/gc", params={name: value for name, value in asked.items() if value is not None})
+        total: Json = {}
+        for part in self._parts("/gc", {name: value for name, value in asked.items() if value is not None}):
+            on_part(part)
+            counted = ("files", "bytes", "deleted_files", "deleted_bytes")
+            total = part | {name: total.get(name, 0) + part[name] for name in counted} | {"unneeded": _shares(total, part)}
+        return total
+
+    def verify(self, *, on_part: OnPart = unheard) -> Json:
+        """Have every file of the store read; tells which are damaged (and now set aside) and which are missing.
+
+        It may take long: `on_part` hears of each part.
+        """
+        total: Json = {}
+        for part in self._parts("/verify", {}):
+            on_part(part)
+            total = part | {name: total[name] + part[name] for name in total if name not in ("has_more", "next_cursor")}
+        return total
+
+    def _parts(self, path: str, params: Json) -> Iterator[Json]:
+        """The answers to a long work's calls, each of which goes on where the one before stopped. An API that does not answer for a
+        moment is asked again, for a minute, once it has begun."""
+        more, heard = params, -math.inf
+        while True:
+            try:
+                part = self._json("POST", path, params=more, timeout=SLOW)
+            except Unreachable:
+                if time.monotonic() - heard > PATIENCE:
+                    raise
+                time.sleep(1.0)
+                continue
+            heard = time.monotonic()
+            yield part
+            if not part["has_more"]:
+                return
+            more = params | {"cursor": part["next_cursor"]}
 
     def wait(self, id: str, on_update: Callable[[Json], None] = lambda job: None, interval: float = 0.5) -> Json:
         """Poll a job every `interval` seconds until it ends; returns its last body, or raises `JobFailed`.
@@ -197,6 +242,16 @@ def _ended(job: Json) -> Json:
     raise JobFailed(
         f"{job['kind']} {job['id']} failed{where} ({error.get('code', 'internal')}): {error.get('detail', 'no detail')}{hint}", job
     )
+
+
+def _shares(total: Json, part: Json) -> list[Json]:
+    """What two answers of a collection found, by kind."""
+    shares: dict[str, Json] = {}
+    for one in (*total.get("unneeded", ()), *part["unneeded"]):
+        was = shares.get(one["kind"], one | {"files": 0, "bytes": 0})
+        sums = {name: was[name] + one[name] for name in ("files", "bytes")}
+        shares[one["kind"]] = one | sums | {"oldest": min(was["oldest"], one["oldest"])}
+    return list(shares.values())
 
 
 class _Counted:

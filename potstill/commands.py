@@ -152,9 +152,21 @@ def change(a: argparse.Namespace) -> None:
 
 def clone(a: argparse.Namespace) -> None:
     with Client(a.url) as client:
-        job = _run(client, client.clone(a.job, owner=_owner(a), **_filed(a)), a.detach)
-    if job is not None:
-        _show_results(job)
+        _go_on(client, client.clone(a.job, owner=_owner(a), **_filed(a)), a.detach)
+
+
+def retry(a: argparse.Namespace) -> None:
+    with Client(a.url) as client:
+        _go_on(client, client.retry(a.job), a.detach)
+
+
+def _go_on(client: Client, job: dict[str, Any], detach: bool) -> None:
+    """Follow a job that was posted after another."""
+    done = sum(step["cached"] for step in job["steps"])
+    say(f"A new job after {job['parent_id']}; {done} of its {len(job['steps'])} steps are done already.")
+    ended = _run(client, job, detach)
+    if ended is not None:
+        _show_results(ended)
 
 
 def status(a: argparse.Namespace) -> None:
@@ -187,11 +199,14 @@ def _show_results(job: dict[str, Any]) -> None:
 
 
 def jobs(a: argparse.Namespace) -> None:
-    out = Table(_id_column(), "kind", "state", "owner", "phase", "created", box=None)
     with Client(a.url) as client:
-        for job in client.jobs(kind=a.kind, state=a.state, label=a.label, owner=a.owner, limit=a.limit):
-            at = job["created_at"][:19].replace("T", " ")
-            out.add_row(job["id"], job["kind"], job["state"], escape(job["owner"]), escape(job["phase"] or ""), at)
+        found = client.jobs(kind=a.kind, state=a.state, label=a.label, owner=a.owner, limit=a.limit)
+    several = len({job["owner"] for job in found}) > 1
+    out = Table(_id_column(), "kind", "state", "priority", *(["owner"] if several else []), "phase", "created", box=None)
+    for job in found:
+        at = job["created_at"][:19].replace("T", " ")
+        owner = [escape(job["owner"])] if several else []
+        out.add_row(job["id"], job["kind"], job["state"], str(job["priority"]), *owner, escape(job["phase"] or ""), at)
     console.print(out)
 
 

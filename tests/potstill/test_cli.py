@@ -20,6 +20,8 @@ RUNNING: dict[str, Any] = {
     "phase": "distilling",
     "error": None,
     "results": {},
+    "priority": 0,
+    "parent_id": None,
     "steps": [STEP | {"progress": {"done": 5, "total": 10, "unit": "iterations"}}],
 }
 DONE = RUNNING | {
@@ -185,6 +187,21 @@ def test_a_clone_is_followed_to_its_results(service: Service, capsys: pytest.Cap
     assert "synthetic_set: syn_1" in capsys.readouterr().out
 
 
+def test_a_retry_says_what_is_left_and_is_followed_to_its_results(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    posted = RUNNING | {"parent_id": "job_0", "steps": [STEP | {"cached": True, "state": "succeeded", "progress": None}, *RUNNING["steps"]]}
+    service.answers = {"POST /jobs/job_0/retry": [(202, posted)], "GET /jobs/job_1": [(200, RUNNING), (200, DONE)]}
+    assert main(["retry", "job_0", "--url", service.url]) == 0
+    out = capsys.readouterr().out
+    assert "A new job after job_0; 1 of its 2 steps are done already." in out
+    assert "synthetic_set: syn_1" in out
+    assert main(["retry", "job_0", "--url", service.url, "--detach"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "distill job_1"
+    problem = {"title": "conflict", "detail": "job_0 is running: it cannot be retried; clone it"}
+    service.answers = {"POST /jobs/job_0/retry": [(409, problem)]}
+    assert main(["retry", "job_0", "--url", service.url]) == 1
+    assert "clone it" in capsys.readouterr().err
+
+
 def test_a_wrong_call_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["distil"])
@@ -224,4 +241,18 @@ def test_lists_hold_whole_ids_and_names_in_any_terminal(
     assert main(["datasets", "--url", service.url]) == 0
     out = capsys.readouterr().out
     assert job in out
+    assert "priority" in out
+    assert "owner" not in out
     assert f"{data}  flowers102-train available 1020   102     3x64x64" in out
+
+
+def test_a_list_of_jobs_of_several_owners_names_them(
+    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 120)
+    jobs = [RUNNING | {"owner": owner, "priority": 7, "created_at": "2026-01-02T03:04:05.678Z"} for owner in ("ada", "bob")]
+    service.answers = {"GET /jobs?limit=20": [(200, {"data": jobs, "has_more": False, "next_cursor": None})]}
+    assert main(["jobs", "--url", service.url]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:5] == ["id", "kind", "state", "priority", "owner"]
+    assert [row.split()[:5] for row in rows] == [["job_1", "distill", "running", "7", owner] for owner in ("ada", "bob")]
