@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from potstill import commands, storage
+from potstill import commands, listings, storage
 from potstill.errors import PotstillError
 
 
@@ -65,14 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     upload = command("upload", commands.upload, "upload a zip of images, in class folders or flat")
     upload.add_argument("file", type=Path)
     upload.add_argument("--name", help="default: the file's name without .zip")
-    command("datasets", commands.datasets, "list data sets")
-    command("presets", commands.presets, "list presets")
+    command("datasets", listings.datasets, "list data sets")
+    command("presets", listings.presets, "list presets")
     _posting(command)
 
     status = command("status", commands.status, "show a job")
     status.add_argument("job")
     status.add_argument("--follow", action="store_true", help="stay until it ends")
-    listing = command("jobs", commands.jobs, "list jobs, newest first")
+    listing = command("jobs", listings.jobs, "list jobs, newest first")
     for name in ("kind", "state", "label", "owner"):
         listing.add_argument(f"--{name}")
     listing.add_argument("--limit", type=int, default=20)

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 from potstill import demo
 from potstill.client import ENDED, Client
@@ -22,8 +22,6 @@ from potstill.progress import display, remaining, stages
 from potstill.stack import Stack
 from potstill.tables import comparisons, ranking_tables, table
 from potstill.terminal import console, say
-
-ID_LENGTH = 30  # characters of an id, at most
 
 
 def up(a: argparse.Namespace) -> None:
@@ -56,21 +54,6 @@ def upload(a: argparse.Namespace) -> None:
         dataset = client.upload(a.file, a.name, lambda done, total: bar.update(task, completed=done, total=total))
     shape = "x".join(map(str, dataset["image_shape"])) if dataset.get("image_shape") else "?"
     say(f"{dataset['id']}  {dataset['name']}  {dataset['num_images']} images of {shape}, {dataset['state']}")
-
-
-def datasets(a: argparse.Namespace) -> None:
-    name, shape = Column("name", overflow="fold", min_width=16), Column("shape", overflow="fold")
-    out = Table(_id_column(), name, "state", "images", "classes", shape, box=None, padding=(0, 1, 0, 0))
-    with Client(a.url) as client:
-        for one in client.datasets():
-            size = "x".join(map(str, one["image_shape"] or []))
-            out.add_row(one["id"], one["name"], one["state"], str(one["num_images"] or ""), str(one["num_classes"] or ""), size)
-    console.print(out)
-
-
-def _id_column() -> Column:
-    """Never cut short: it is there to be copied."""
-    return Column("id", no_wrap=True, min_width=ID_LENGTH)
 
 
 def _filed(a: argparse.Namespace) -> dict[str, Any]:
@@ -198,18 +181,6 @@ def _show_results(job: dict[str, Any]) -> None:
             say(f"{name}: {value}")
 
 
-def jobs(a: argparse.Namespace) -> None:
-    with Client(a.url) as client:
-        found = client.jobs(kind=a.kind, state=a.state, label=a.label, owner=a.owner, limit=a.limit)
-    several = len({job["owner"] for job in found}) > 1
-    out = Table(_id_column(), "kind", "state", "priority", *(["owner"] if several else []), "phase", "created", box=None)
-    for job in found:
-        at = job["created_at"][:19].replace("T", " ")
-        owner = [escape(job["owner"])] if several else []
-        out.add_row(job["id"], job["kind"], job["state"], str(job["priority"]), *owner, escape(job["phase"] or ""), at)
-    console.print(out)
-
-
 def cancel(a: argparse.Namespace) -> None:
     with Client(a.url) as client:
         job = client.cancel(a.job)
@@ -247,27 +218,6 @@ def _show_report(report: dict[str, Any]) -> None:
         return
     for comparison in comparisons(report):
         console.print(table(comparison))
-
-
-def presets(a: argparse.Namespace) -> None:
-    out = Table("preset", "dataset", "images", "teacher", "experts", "method", box=None)
-    ready = Table("sweep", "variants", "distillations of each", box=None)
-    with Client(a.url) as client:
-        found = client.get("/presets")
-        for one in found["sweeps"]:
-            ready.add_row(one["name"], ", ".join(one["variants"]), str(one["spec"]["seeds"]))
-        for one in found["data"]:
-            spec = one["spec"]
-            out.add_row(
-                one["name"],
-                spec["dataset"],
-                str(spec["num_images"]),
-                spec["teacher"]["ssl"],
-                str(spec["experts"]["num"]),
-                spec["method"]["name"],
-            )
-    console.print(out)
-    console.print(ready)
 
 
 def _body(a: argparse.Namespace) -> dict[str, Any]:
