@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ddcore.ahead import Ahead
 from ddcore.data.augment import random_views
 from ddcore.data.images import Images, Normaliser, PixelRows
 from ddcore.matching.cores import Core
@@ -16,6 +17,7 @@ from ddcore.specs import AugmentSpec, ExpertsSpec
 from ddcore.task import generator
 
 SMALL = 1 << 21  # numbers in a batch's largest feature map below which a GPU has room for other experts; a guess, not measured
+QUEUED = 16  # steps of a lane that a CUDA device may have before it
 MOST = 8  # experts in flight; each takes two streams, to run on and to capture on, of the 32 that torch hands out in turn
 
 
@@ -159,7 +161,7 @@ class CudaLane(Lane):
 
     def __init__(self, core: Core, expert: Expert, spec: ExpertsSpec, data: Regression) -> None:
         super().__init__(core, expert, spec, data, CudaCapture())
-        self.stream = torch.cuda.Stream(expert.theta.device)
+        self.stream, self._ahead = torch.cuda.Stream(expert.theta.device), Ahead(expert.theta.device, QUEUED)
 
     def begin_epoch(self) -> None:
         self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
@@ -167,6 +169,7 @@ class CudaLane(Lane):
     def step(self, rows: Tensor) -> None:
         with torch.cuda.stream(self.stream):
             super().step(rows)
+            self._ahead.mark()
 
     def end_epoch(self) -> None:
         torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)

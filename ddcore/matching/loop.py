@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from ddcore.ahead import Ahead
 from ddcore.checkpoint import read_checkpoint, write_checkpoint
 from ddcore.data.differentiable import Views
 from ddcore.errors import DdcoreError, Stopped
@@ -30,6 +31,7 @@ RATE_CHANGE = 1.2  # and moves by at most this factor in one iteration: its grad
 LOOK_EVERY = 25  # iterations between two looks at the device: for the guards and the curve
 MAX_SKIPPED = 0.05  # share of windows that may be skipped as not finite before the run is called diverged
 ENOUGH, MOST_BEYOND = 100, 0.9  # after so many iterations, or all, this share of windows beyond the threshold means that nothing is learned
+QUEUED = 2  # iterations that a CUDA device may have before it: a stop waits for these
 FREE_SKIPS = 10  # as many are forgiven at any length, if they are less than half of all
 
 
@@ -117,9 +119,11 @@ def _match(run: _Run, iteration: Replayed, state: State, work: Path, looks: Look
     # A point of the curve waits for the device.
     stride = max(LOOK_EVERY if state.images.is_cuda else 1, spec.iterations // CURVE_POINTS)
     look_at = {0, *look_iterations(spec)} if looks is not None else set()
+    ahead = Ahead(state.images.device, QUEUED)
     while True:
         random = state.random.get_state()
         try:
+            ahead.mark(reporter.pulse)
             reporter.progress(state.iteration, spec.iterations, "iterations", "matching trajectories")
             if looks is not None and state.iteration in look_at and state.looked < state.iteration:
                 _look(state, looks, reporter)
@@ -172,7 +176,7 @@ def _iteration(run: _Run, memory: Memory, state: State) -> Replayed:
     loss, spec, device = run.loss, run.spec, state.images.device
     headed, functional = "gap" in loss.weights, "functional" in loss.weights
     decay = inner_decay(spec) if headed else None
-    pulse = _silent if device.type == "cuda" else run.reporter.pulse  # there the host is ahead, and may be recording a graph
+    pulse = _unless_recording(run.reporter.pulse) if device.type == "cuda" else run.reporter.pulse
 
     def work(start: torch.Tensor, goal: torch.Tensor, *more: torch.Tensor) -> tuple[torch.Tensor, ...]:
         heading = more[0] if headed else None
@@ -187,8 +191,14 @@ def _iteration(run: _Run, memory: Memory, state: State) -> Replayed:
     return Replayed(work, device, run.reporter.note, _no_graph if memory.thetas == "host" else None)
 
 
-def _silent() -> None:
-    pass
+def _unless_recording(pulse: Callable[[], None]) -> Callable[[], None]:
+    """`pulse`, but nothing while a CUDA graph is recorded, which takes no time and must not be broken off."""
+
+    def maybe() -> None:
+        if not torch.cuda.is_current_stream_capturing():
+            pulse()
+
+    return maybe
 
 
 def _no_graph(work: Callable[[], tuple[torch.Tensor, ...]]) -> NoReturn:

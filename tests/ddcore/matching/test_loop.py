@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ddcore import events
 from ddcore.checkpoint import read_checkpoint
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
@@ -341,3 +342,45 @@ def test_a_crash_costs_no_more_than_the_work_since_the_last_checkpoint(tmp_path)
     assert points == curves["matching_loss"]
     assert done[0] > 0
     assert torch.equal(again.images, straight.images)
+
+
+class Late:
+    """Stands for what keeps a CUDA device from having too much before it: time passes there, and it asks whether to stop."""
+
+    def __init__(self, device, most):
+        assert most >= 1, "or the device would wait for the host"
+
+    def mark(self, pulse):
+        pulse()
+
+
+def test_a_run_is_stopped_while_it_waits_for_the_device_and_resumed_bit_for_bit(tmp_path, monkeypatch):
+    spec = spec_of(iterations=12, batch_size=4)
+    straight = begin(spec, 0.5, torch.float32)
+    curves = go(tmp_path, spec, straight, work="straight")
+    monkeypatch.setattr(loop, "Ahead", Late)
+    monkeypatch.setattr(events, "PULSE", 0.0)
+    looks = 0
+    while True:
+        looks += 1  # once at each of the first looks: before iterations, and at each step inside, where the iteration is done again
+        state = begin(spec, 0.5, torch.float32)
+        try:
+            found = go(tmp_path, spec, state, reporter=stop_after(looks))
+            break
+        except Stopped:
+            continue
+    assert looks > 12
+    assert found == curves
+    for name in ("images", "targets", "rate"):
+        assert torch.equal(getattr(state, name), getattr(straight, name)), name
+
+
+def test_nothing_is_broken_off_while_a_graph_is_recorded(monkeypatch):
+    recording, asked = True, []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording)
+    pulse = loop._unless_recording(lambda: asked.append("whether to stop"))
+    pulse()
+    assert asked == []
+    recording = False
+    pulse()
+    assert asked == ["whether to stop"]
