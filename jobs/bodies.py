@@ -50,7 +50,9 @@ class Eta(Body):
     """How long a job will still take: from the 10th to the 90th percentile of past runs of steps like its own.
 
     Of the same kind and settings, but for seeds, on inputs like theirs; runs: how many there were, of the step with the fewest. The
-    workers that are there now are taken to stay, what is ahead in the queue is in it, and what others post later is not.
+    workers that are there now are taken to stay. What is ahead in the queue counts until the job's next step begins; from then on the
+    job is taken to get, at worst, the workers that it has now and those that are idle. Taking turns with other jobs that wait, or are
+    posted later, is not in it: where n of them share one worker, it may take n times as long.
     """
 
     low_seconds: float
