@@ -51,7 +51,7 @@ def verify(a: argparse.Namespace) -> int:
     damaged, missing = len(found["damaged"]), len(found["missing"])
     say(f"Read {_amount(found['files'], found['bytes'])}: {damaged:,} damaged, {missing:,} missing.")
     if damaged:
-        say("What was damaged is set aside. What a job made is made again by the next job that needs it: potstill clone JOB")
+        say("What was damaged is set aside, and made again when a job needs it; potstill clone JOB posts one that needs the same results.")
     return 1 if damaged or missing else 0
 
 

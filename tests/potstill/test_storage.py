@@ -84,7 +84,7 @@ def test_verify_names_what_is_wrong_and_is_status_1(service: Service, capsys: py
         "damaged: a file that nothing needs (abababababab)",
         "missing: teacher.safetensors art_2, sent by a user: send it again (cdcdcdcdcdcd)",
         "Read 2,000 files (2.0 GB): 2 damaged, 1 missing.",
-        "What was damaged is set aside. What a job made is made again by the next job that needs it: potstill clone JOB",
+        "What was damaged is set aside, and made again when a job needs it; potstill clone JOB posts one that needs the same results.",
     ]
 
 
