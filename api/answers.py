@@ -1,28 +1,27 @@
 """From what `jobs.views` tells to what the API answers: the same, with links."""
 
-import time
-
+from anyio import from_thread
 from fastapi import Request
 
 from api.links import address, job_links
 from api.schemas import ArtifactBody, JobBody
 from api.service import Service
-from jobs import views
 from jobs.bodies import ArtifactView, JobView
-from jobs.graph import JOB_ENDS
 
 
 def with_links(request: Request, job: JobView, poll_after_seconds: float | None = None) -> JobBody:
     return JobBody.model_construct(**dict(job), links=job_links(request, job), poll_after_seconds=poll_after_seconds)
 
 
-def job_body(service: Service, request: Request, job_id: str) -> JobBody:
+async def job_now(service: Service, request: Request, job_id: str) -> JobBody:
     """The job as of now, and when to ask for it again."""
-    began = time.monotonic()
-    with service.read() as session:
-        job = views.job(session, job_id, service.recent)
-    again = None if job.state in JOB_ENDS else service.pace.again(time.monotonic() - began)
-    return with_links(request, job, again)
+    seen = await service.looks.job(job_id)
+    return with_links(request, seen.job, seen.again)
+
+
+def job_body(service: Service, request: Request, job_id: str) -> JobBody:
+    """`job_now`, for the threads in which routes run."""
+    return from_thread.run(job_now, service, request, job_id)
 
 
 def artifact_body(request: Request, artifact: ArtifactView) -> ArtifactBody:

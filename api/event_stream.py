@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+from jobs.database import transact
 from jobs.news import News, newest, news
 
 NEWS_SECONDS = 0.5
@@ -26,24 +27,23 @@ log = logging.getLogger("potstill.api")
 
 @dataclass(frozen=True)
 class Look:
-    """What one short transaction saw. events: (id, type, body), oldest first; now: state and progress; more: events are left to read.
+    """What one look saw. events: (id, type, body), oldest first; now: state and progress; more: events are left to read.
 
-    about: ids of the job and its steps; again: seconds after which to look without news, for what is no event: progress, place.
+    again: seconds after which to look without news, for what is no event: progress, place.
     """
 
     events: list[tuple[int, str, dict[str, Any]]]
     now: dict[str, Any]
     ended: bool
     more: bool
-    about: Collection[str]
     again: float
 
 
 class Tail:
     """Reads on in the table of events for all streams together, and wakes those to whose job something happened."""
 
-    def __init__(self, read: sessionmaker[Session], pollers: CapacityLimiter) -> None:
-        self._read, self._pollers = read, pollers
+    def __init__(self, look: sessionmaker[Session], pollers: CapacityLimiter) -> None:
+        self._look, self._pollers = look, pollers
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._last: int | None = None  # the event up to which it has read; None while nobody listens
 
@@ -96,18 +96,16 @@ class Tail:
                 bell.set()
 
     def _newest(self) -> int:
-        with self._read() as session:
-            return newest(session)
+        return transact(self._look, newest)
 
     def _news(self, after: int) -> News:
-        with self._read() as session:
-            return news(session, after)
+        return transact(self._look, lambda session: news(session, after))
 
 
 async def stream(
-    look: Callable[[int], Look], after: int, about: Collection[str], tail: Tail, pollers: CapacityLimiter, stopping: asyncio.Event
+    look: Callable[[int, bool], Awaitable[Look]], after: int, about: Collection[str], tail: Tail, stopping: asyncio.Event
 ) -> AsyncIterator[bytes]:
-    """Call `look(after)` in one of the threads that `pollers` grants whenever there may be something new, and yield server-sent events.
+    """Call `look(after, whether there may be new events)` now and then, and at once when there are some; yield server-sent events.
 
     about: ids of the job and its steps. Recorded events carry their id, for Last-Event-ID; `progress` carries none, since the next one
     replaces it. Ends after `end`, or without one when the service stops: the client then comes back with its Last-Event-ID.
@@ -115,9 +113,11 @@ async def stream(
     shown: dict[str, Any] | None = None
     said = time.monotonic()
     with tail.listening(about) as bell:
+        bell.set()  # for what there is already
         while not stopping.is_set():
+            news = bell.is_set()
             bell.clear()
-            seen = await to_thread.run_sync(look, after, limiter=pollers)
+            seen = await look(after, news)
             for number, kind, body in seen.events:
                 after = number
                 yield format_sse_event(data_str=json.dumps(body), event=kind, id=str(number))
@@ -126,6 +126,7 @@ async def stream(
                 yield format_sse_event(data_str=json.dumps(shown), event="progress")
                 said = time.monotonic()
             if seen.more:
+                bell.set()
                 continue
             if seen.ended:
                 yield format_sse_event(data_str=json.dumps(shown), event="end")

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.event_stream import Tail
+from api.looks import Looks
 from api.pace import Pace
 from api.shutdown import set_on_shutdown
 from jobs import catalogue, condemned, database, migrate, quota
@@ -24,25 +25,30 @@ from jobs.store import Blob, Store, open_store
 
 T = TypeVar("T")
 RECENT = 1.0  # seconds for which what is the same for all readers may be remembered
-POLLERS = 4  # threads that look for news on behalf of event streams, however many watch
+POLLERS = 4  # threads that look for news on behalf of those who watch, however many they are
 
 log = logging.getLogger("potstill.api")
 
 
 @dataclass(frozen=True)
 class Service:
-    """One running API. read and write are for one short transaction each; nothing is held while an answer is being sent."""
+    """One running API. read and write are for one short transaction each; nothing is held while an answer is being sent.
+
+    look: for the threads of `pollers`, on behalf of those who watch.
+    """
 
     settings: Settings
     engine: Engine
     read: sessionmaker[Session]
     sessions: sessionmaker[Session]
     store: Store
+    look: sessionmaker[Session]
     pollers: CapacityLimiter
     stopping: asyncio.Event
     tail: Tail
     pace: Pace
     recent: Recent
+    looks: Looks
 
     def require_room(self, needed: int) -> None:
         """Raises `NoRoom` unless a file of so many bytes fits into the store."""
@@ -74,22 +80,26 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     to_thread.current_default_thread_limiter().total_tokens = settings.database_pool + 4
     store = await to_thread.run_sync(_open, settings)
     engine = await to_thread.run_sync(database.connect, settings)
+    look_engine = database.connect(settings, pool_size=POLLERS + 1, pool_pre_ping=False)
     try:
         await to_thread.run_sync(_check, engine)
         readers, sessions = database.readers(engine), database.sessions(engine)
-        pollers, stopping = CapacityLimiter(POLLERS), asyncio.Event()
-        service = Service(settings, engine, readers, sessions, store, pollers, stopping, Tail(readers, pollers), Pace(), Recent(RECENT))
+        look, pollers, stopping = database.lookers(look_engine), CapacityLimiter(POLLERS), asyncio.Event()
+        pace, recent = Pace(), Recent(RECENT)
+        looks, tail = Looks(look, pollers, pace, recent), Tail(look, pollers)
+        service = Service(settings, engine, readers, sessions, store, look, pollers, stopping, tail, pace, recent, looks)
         await to_thread.run_sync(service.write, catalogue.ensure_builtins)
         app.state.service = service
         with set_on_shutdown(stopping):
-            tail = asyncio.create_task(service.tail.run(stopping))
+            news = asyncio.create_task(tail.run(stopping))
             try:
                 yield
             finally:
                 stopping.set()
-                await tail
+                await news
     finally:
         engine.dispose()
+        look_engine.dispose()
 
 
 def _open(settings: Settings) -> Store:

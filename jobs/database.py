@@ -37,10 +37,10 @@ _WATCHFUL = {
 _IMPATIENT = {"connect_timeout": "3", "keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3"}  # libpq's, in seconds
 
 
-def connect(settings: Settings) -> Engine:
+def connect(settings: Settings, **options: Any) -> Engine:
     """An engine on the settings' database. Make it in the process that uses it: connections do not survive a fork.
 
-    What the URL says of timeouts and keepalives holds before our own.
+    What the URL says of timeouts and keepalives holds before our own. options: of its pool of connections to PostgreSQL, if not the usual.
     """
     url = make_url(settings.database_url)
     if url.get_backend_name() == "sqlite":
@@ -51,7 +51,8 @@ def connect(settings: Settings) -> Engine:
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     url = url.set(drivername="postgresql+psycopg").update_query_dict(_WATCHFUL | url.query)
-    engine = create_engine(url, pool_pre_ping=True, pool_size=settings.database_pool, max_overflow=0)
+    pool: dict[str, Any] = {"pool_pre_ping": True, "pool_size": settings.database_pool, "max_overflow": 0} | options
+    engine = create_engine(url, **pool)
     event.listen(engine, "connect", _open_postgresql)
     return engine
 
@@ -106,6 +107,17 @@ def readers(engine: Engine) -> sessionmaker[Session]:
     options: dict[str, Any] = {"reads_only": True}
     if engine.dialect.name == "postgresql":
         options["isolation_level"] = "REPEATABLE READ"  # else a job's row and its result may be of before and after a commit
+    return sessionmaker(engine.execution_options(**options), expire_on_commit=False)
+
+
+def lookers(engine: Engine) -> sessionmaker[Session]:
+    """Sessions for short looks: each statement sees its own moment, and nothing is sent but statements.
+
+    A connection that broke while nobody looked is an error of the next look: use them with `transact`, which looks again.
+    """
+    options: dict[str, Any] = {"reads_only": True}
+    if engine.dialect.name == "postgresql":
+        options["isolation_level"] = "AUTOCOMMIT"
     return sessionmaker(engine.execution_options(**options), expire_on_commit=False)
 
 

@@ -1,18 +1,16 @@
 """How long a job will still take, as a range, from what steps of the same shapes took before."""
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean, pstdev
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.bodies import Eta, Queue
 from jobs.durations import Durations, low_and_high, past_runs
-from jobs.models import LIVE_STEP, JobStep, Step, StepInput
+from jobs.models import LIVE_STEP, Step
 from jobs.recent import Recent
 from jobs.workers import Crew
 
@@ -37,8 +35,8 @@ class _Hands:
 
 def eta(
     session: Session,
-    job_id: str,
     steps: Sequence[Step],
+    needs: Mapping[str, Sequence[str]],
     crews: Sequence[Crew],
     waits: tuple[Step, Queue] | None,
     at: datetime,
@@ -56,12 +54,12 @@ def eta(
     if not all(_hands(part, crews).most for part in parts):
         return None
     shapes, queue = frozenset(step.shape for step in left), waits[0].queue if waits else None
-    past, pace = recent.get(("past", shapes, queue), lambda: past_runs(session, shapes, queue))
+    past, pace = recent.get(session, ("past", shapes, queue), lambda s: past_runs(s, shapes, queue))
     ranges = {step.id: found for step in left if (found := _left(step, past, at)) is not None}
     wait = _wait(waits[0], waits[1], crews, pace) if waits else _Range(0.0, 0.0)
     if not left or len(ranges) < len(left) or wait is None:
         return None
-    path = _longest_path(session, job_id, left, ranges)
+    path = _longest_path(left, needs, ranges)
     low, high = path.low, path.high
     for part in (*parts, left):
         hands = _hands(part, crews)
@@ -114,16 +112,11 @@ def _wait(first: Step, place: Queue, crews: Sequence[Crew], pace: Sequence[float
     return _Range(max(low, 0.0), (ends * mean + math.sqrt(ends) * spread) / workers)
 
 
-def _longest_path(session: Session, job_id: str, left: Sequence[Step], ranges: dict[str, _Range]) -> _Range:
+def _longest_path(left: Sequence[Step], needs: Mapping[str, Sequence[str]], ranges: dict[str, _Range]) -> _Range:
     """The time to the last end if there were workers for all."""
-    needs: dict[str, list[str]] = defaultdict(list)
-    if any(step.state == "blocked" for step in left):
-        edges = select(StepInput.step_id, StepInput.needs_id).join(JobStep, JobStep.step_id == StepInput.step_id)
-        for step_id, needed in session.execute(edges.where(JobStep.job_id == job_id)):
-            needs[step_id].append(needed)
     ends: dict[str, _Range] = {}
     for step in left:  # in the order of the plan: what a step needs comes before it
-        before = [ends[needed] for needed in needs[step.id] if needed in ends]
+        before = [ends[needed] for needed in needs.get(step.id, ()) if needed in ends]
         low, high = max((one.low for one in before), default=0.0), max((one.high for one in before), default=0.0)
         ends[step.id] = _Range(low + ranges[step.id].low, high + ranges[step.id].high)
     return _Range(max(one.low for one in ends.values()), max(one.high for one in ends.values()))

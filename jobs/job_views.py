@@ -1,38 +1,61 @@
 """What there is to know of jobs and their steps: places in the queue, progress, words, history."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.bodies import Error, EventView, JobView, Page, Progress, Queue, StepView
 from jobs.database import now
 from jobs.errors import NotFound
 from jobs.eta import eta, seconds_left
-from jobs.models import LIVE_JOB, Event, Job, JobLabel, JobStep, Result, Step
+from jobs.models import LIVE_JOB, Event, Job, JobLabel, JobStep, Result, Step, StepInput
 from jobs.pages import page
 from jobs.phases import phase
 from jobs.place import rank, steps_ahead
 from jobs.recent import FRESH, Recent
-from jobs.workers import crews, other_engine
+from jobs.workers import Crew, crews, other_engine
 
 
 def job(session: Session, job_id: str, recent: Recent = FRESH) -> JobView:
-    """One job, with its place in the queue. Raises `NotFound`.
-
-    recent: what it may remember of the service as a whole (who works, what time it is there, how long steps took), for those who ask
-    for many jobs. What is told of the job itself is always as of now.
-    """
-    query = select(Job, Result, JobLabel.label).outerjoin(Result, Result.job_id == Job.id).outerjoin(JobLabel, JobLabel.job_id == Job.id)
-    found = session.execute(query.where(Job.id == job_id).order_by(JobLabel.label)).all()
+    """One job, with its place in the queue. Raises `NotFound`. recent: as in `some`."""
+    found = some(session, [job_id], recent)
     if not found:
         raise NotFound("job", job_id)
-    row, result, _ = found[0]
-    labels = [label for _, _, label in found if label is not None]
-    return _job_view(session, row, _steps(session, [job_id])[job_id], labels, result, _time(session, recent), recent)
+    return found[job_id]
+
+
+def require(session: Session, job_id: str) -> None:
+    """Raises `NotFound` if there is no such job."""
+    if session.scalar(select(Job.id).where(Job.id == job_id)) is None:
+        raise NotFound("job", job_id)
+
+
+def some(session: Session, job_ids: Sequence[str], recent: Recent | None) -> dict[str, JobView]:
+    """Those of the jobs that there are, by id, each with its place in the queue, or without it where `recent` is None.
+
+    All that is told of the jobs themselves is as of one moment, whatever the session's isolation, and costs one statement however many
+    they are; of those with steps that wait for others, one more. recent: what it may remember of the service as a whole (who works,
+    what time it is there, how long steps took), for those who ask for many jobs.
+    """
+    found: dict[str, _Found] = {}
+    # A job's own row, its result and labels come with its first step, so that they are not sent again with each.
+    own = and_(Job.id == JobStep.job_id, JobStep.position == 0)
+    query = select(JobStep, Step, Job, Result, JobLabel.label).join(Step, Step.id == JobStep.step_id).outerjoin(Job, own)
+    query = query.outerjoin(Result, Result.job_id == Job.id).outerjoin(JobLabel, JobLabel.job_id == Job.id)
+    query = query.where(JobStep.job_id.in_(job_ids)).order_by(JobStep.job_id, JobStep.position, JobLabel.label)
+    for link, step, row, result, label in session.execute(query):
+        one = found.setdefault(link.job_id, _Found(row, result))
+        one.labels += [] if label is None else [label]
+        if not one.links or one.links[-1][0] is not link:
+            one.links.append((link, step))
+    at = datetime.now(UTC) + (recent or FRESH).get(session, "ahead", _ahead)
+    needs = _needs(session, list(found.values())) if recent else {}
+    return {job_id: _job_view(session, one, at, recent, needs.get(job_id, {})) for job_id, one in found.items()}
 
 
 def jobs(
@@ -56,47 +79,47 @@ def jobs(
     if label is not None:
         query = query.join(JobLabel, JobLabel.job_id == Job.id).where(JobLabel.label == label)
     rows, after = page(session, query, Job.id, limit, cursor, by=None if label is None else JobLabel.job_id)
-    return Page(data=_job_views(session, rows), has_more=after is not None, next_cursor=after)
+    found = some(session, [row.id for row in rows], None)
+    return Page(data=[found[row.id] for row in rows], has_more=after is not None, next_cursor=after)
 
 
-def _job_views(session: Session, rows: Sequence[Job]) -> list[JobView]:
-    ids = [row.id for row in rows]
-    links = _steps(session, ids)
-    labels: dict[str, list[str]] = defaultdict(list)
-    for one in session.scalars(select(JobLabel).where(JobLabel.job_id.in_(ids)).order_by(JobLabel.label)):
-        labels[one.job_id].append(one.label)
-    results = {one.job_id: one for one in session.scalars(select(Result).where(Result.job_id.in_(ids)))}
-    at = now(session)
-    return [_job_view(session, row, links[row.id], labels[row.id], results.get(row.id), at, None) for row in rows]
+@dataclass
+class _Found:
+    """What the database has of a job; links: its steps, in the order of its plan."""
+
+    row: Job
+    result: Result | None
+    labels: list[str] = field(default_factory=list)
+    links: list[tuple[JobStep, Step]] = field(default_factory=list)
 
 
-def _steps(session: Session, job_ids: Sequence[str]) -> dict[str, list[tuple[JobStep, Step]]]:
-    """The steps of the jobs, in the order of their plans."""
-    links: dict[str, list[tuple[JobStep, Step]]] = defaultdict(list)
-    query = select(JobStep, Step).join(Step, Step.id == JobStep.step_id).where(JobStep.job_id.in_(job_ids))
-    for link, step in session.execute(query.order_by(JobStep.job_id, JobStep.position)):
-        links[link.job_id].append((link, step))
-    return links
+def _ahead(session: Session) -> timedelta:
+    """How much the database's clock is ahead of this machine's."""
+    return now(session) - datetime.now(UTC)
 
 
-def _time(session: Session, recent: Recent) -> datetime:
-    """The time by the database's clock."""
-    return datetime.now(UTC) + recent.get("ahead", lambda: now(session) - datetime.now(UTC))
+def _there(session: Session) -> list[Crew]:
+    """Who can be counted on now."""
+    return crews(session, now(session))
 
 
-def _job_view(
-    session: Session,
-    row: Job,
-    links: list[tuple[JobStep, Step]],
-    labels: list[str],
-    result: Result | None,
-    at: datetime,
-    recent: Recent | None,
-) -> JobView:
+def _needs(session: Session, found: Sequence[_Found]) -> dict[str, dict[str, list[str]]]:
+    """Of each live job in which steps wait for others: which steps each step needs."""
+    those = [one.row.id for one in found if one.row.state in LIVE_JOB and any(step.state == "blocked" for _, step in one.links)]
+    needs: dict[str, dict[str, list[str]]] = {job_id: defaultdict(list) for job_id in those}
+    if those:
+        edges = select(JobStep.job_id, StepInput.step_id, StepInput.needs_id).join(JobStep, JobStep.step_id == StepInput.step_id)
+        for job_id, step_id, needed in session.execute(edges.where(JobStep.job_id.in_(those))):
+            needs[job_id][step_id].append(needed)
+    return needs
+
+
+def _job_view(session: Session, found: _Found, at: datetime, recent: Recent | None, needs: Mapping[str, Sequence[str]]) -> JobView:
     """recent: None for what is quickly told, without place and time to go."""
+    row, result, links = found.row, found.result, found.links
     distinct = list({step.id: step for _, step in links}.values())
     live = recent if row.state in LIVE_JOB else None
-    there = live.get("crews", lambda: crews(session, at)) if live else []
+    there = live.get(session, "crews", _there) if live else []
     waits = _place(session, distinct, live) if live else None
     queue, engine = (waits[1], other_engine(there, waits[0])) if waits else (None, None)
     made: dict[str, Any] = {result.kind: result.id} if result else {}
@@ -106,7 +129,7 @@ def _job_view(
         state=row.state,
         phase=phase(row, distinct, queue.ahead if queue else None, engine),
         spec=row.spec,
-        labels=labels,
+        labels=found.labels,
         pinned=row.pinned,
         priority=row.priority,
         owner=row.owner,
@@ -116,7 +139,7 @@ def _job_view(
         finished_at=row.finished_at,
         progress=_job_progress(row, links, at),
         queue=queue,
-        eta=eta(session, row.id, distinct, there, waits, at, live) if live else None,
+        eta=eta(session, distinct, needs, there, waits, at, live) if live else None,
         steps=[_step_view(link, step, at) for link, step in links],
         results={**made, "summaries": {link.name: step.summary for link, step in links if step.summary is not None}},
         error=_error(row),
@@ -172,14 +195,10 @@ def _error(row: Job | Step) -> Error | None:
     return Error(code=row.error_code, detail=row.error_detail or "", hint=row.error_hint or "")
 
 
-def events(session: Session, job_id: str, after: int = 0, limit: int = 100) -> list[EventView]:
+def events(session: Session, job: JobView, after: int = 0, limit: int = 100) -> list[EventView]:
     """What happened to a job and to its steps (but not to those that were done before it), after event `after`, oldest first."""
-    names = dict(
-        session.execute(
-            select(JobStep.step_id, JobStep.name).where(JobStep.job_id == job_id, ~JobStep.cached).order_by(JobStep.position.desc())
-        ).all()
-    )
-    query = select(Event).where(or_(Event.job_id == job_id, Event.step_id.in_(names)), Event.id > after).order_by(Event.id).limit(limit)
+    names = {step.id: step.name for step in reversed(job.steps) if not step.cached}
+    query = select(Event).where(or_(Event.job_id == job.id, Event.step_id.in_(names)), Event.id > after).order_by(Event.id).limit(limit)
     return [
         EventView(id=row.id, type=row.type, step=names[row.step_id] if row.step_id else None, data=row.data, at=row.at)
         for row in session.scalars(query)

@@ -48,8 +48,9 @@ def steps_ahead(session: Session, step: Step, recent: Recent = FRESH) -> int:
     longest ago. Two statements, whose cost is that of counting what waits, and whose answers serve all who ask in a moment.
     """
     queue, engine = step.queue, step.engine
-    standing = recent.get(("standing", queue, engine), lambda: _standing(session, queue, engine))
-    line = recent.get(("line", queue, engine, step.priority, step.owner), lambda: _line(session, step), lambda line: step.id in line)
+    standing = recent.get(session, ("standing", queue, engine), lambda s: _standing(s, queue, engine))
+    of = (queue, engine, step.priority, step.owner)
+    line = recent.get(session, ("line", *of), lambda s: _line(s, *of), lambda line: step.id in line)
     owners: dict[str, _Owner] = {}
 
     def owner(name: str) -> _Owner:
@@ -88,8 +89,7 @@ def _standing(session: Session, queue: str, engine: str) -> Standing:
     return Standing(running, waiting, served)
 
 
-def _line(session: Session, step: Step) -> dict[str, int]:
-    """The ready steps of the same queue, engine, priority and owner, and how many of them are claimed before each."""
-    here = is_ready(Step, step.queue, step.engine)
-    alike = select(Step.id).where(here, Step.priority == step.priority, Step.owner == step.owner)
+def _line(session: Session, queue: str, engine: str, priority: int, owner: str) -> dict[str, int]:
+    """The ready steps of a queue, an engine, a priority and an owner, and how many of them are claimed before each."""
+    alike = select(Step.id).where(is_ready(Step, queue, engine), Step.priority == priority, Step.owner == owner)
     return {step_id: before for before, step_id in enumerate(session.scalars(alike.order_by(Step.turn, Step.ready_at, Step.id)))}

@@ -22,7 +22,7 @@ from jobs.bodies import (
     SyntheticSetView,
 )
 from jobs.errors import Gone, NotFound
-from jobs.job_views import events, job, jobs
+from jobs.job_views import events, job, jobs, require, some
 from jobs.models import Artifact, Dataset, JobStep, Result, Step
 from jobs.pages import page
 
@@ -51,6 +51,8 @@ __all__ = [
     "jobs",
     "observation",
     "report",
+    "require",
+    "some",
     "synthetic_set",
     "synthetic_sets",
     "there",

@@ -36,7 +36,7 @@ def send_file_of(service: Service, request: Request, job_id: str, name: str) -> 
 @router.get("/jobs/{job_id}/artifacts", summary="Every file that a job's steps left")
 def list_artifacts(service: Running, request: Request, job_id: Id) -> ArtifactList:
     with service.read() as session:
-        views.job(session, job_id)
+        views.require(session, job_id)
         found = views.artifacts(session, job_id)
     return ArtifactList(data=[artifact_body(request, one) for one in found])
 

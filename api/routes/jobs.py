@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.answers import job_body, with_links
+from api.answers import job_body, job_now, with_links
 from api.bodies import ChangeBody, CloneBody
 from api.parameters import Cursor, Id, IdempotencyKey, Kind, Limit, State
 from api.routes.submissions import accepted
@@ -35,9 +35,10 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=JobBody, summary="One job: state, progress, place in the queue, steps, results")
-def get_job(service: Running, request: Request, job_id: Id) -> Response:
+async def get_job(service: Running, request: Request, job_id: Id) -> Response:
     # Written here, and not by the framework, which would take as long for it as the database took to find the job.
-    return Response(job_body(service, request, job_id).model_dump_json(), media_type="application/json")
+    body = await job_now(service, request, job_id)
+    return Response(body.model_dump_json(), media_type="application/json")
 
 
 @router.patch("/{job_id}", summary="Change a job's priority (from the next claim on) or its labels, or pin it")

@@ -23,7 +23,7 @@ PlotName = Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_-]+$", exam
 @router.get("", summary="The pictures that there are by now")
 def list_plots(service: Running, request: Request, job_id: Id) -> PlotList:
     with service.read() as session:
-        views.job(session, job_id)
+        views.require(session, job_id)
         found = [one for one in views.artifacts(session, job_id) if one.kind == "plot"]
     plots: dict[str, PlotBody] = {}
     for one in found:
@@ -36,7 +36,7 @@ def list_plots(service: Running, request: Request, job_id: Id) -> PlotList:
 @router.get("/{name}.{form}", response_class=Response, responses=FILE_RESPONSES, summary="One picture")
 def get_plot(service: Running, request: Request, job_id: Id, name: PlotName, form: Literal["png", "svg", "json"]) -> Response:
     with service.read() as session:
-        views.job(session, job_id)
+        views.require(session, job_id)
         found = [one for one in views.artifacts(session, job_id) if one.kind == "plot" and one.name == f"{name}.{form}"]
     if not found:
         raise NotFound("plot", f"{name}.{form}", f"GET /jobs/{job_id}/plots lists those that there are by now")

@@ -185,7 +185,7 @@ def test_database_that_is_away(client: TestClient, refused: Refused, monkeypatch
     def away(*_: Any) -> None:
         raise OperationalError("SELECT secret", {}, Exception("connection refused"))
 
-    monkeypatch.setattr("jobs.views.job", away)
+    monkeypatch.setattr("jobs.views.some", away)
     answer = client.get("/jobs/job_x")
     assert "secret" not in refused(answer, 503, "not_ready")["detail"]
     assert answer.headers["retry-after"]
@@ -196,12 +196,12 @@ def test_database_whose_disk_is_full(client: TestClient, refused: Refused, monke
     def full(*_: Any) -> None:
         raise OperationalError("INSERT secret", {}, Exception(words))
 
-    monkeypatch.setattr("jobs.views.job", full)
+    monkeypatch.setattr("jobs.views.some", full)
     assert "disk is full" in refused(client.get("/jobs/job_x"), 507, "store_full")["detail"]
 
 
 def test_crash_is_a_problem_too(client: TestClient, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.views.job", lambda session, job_id: 1 / 0)
+    monkeypatch.setattr("jobs.views.some", lambda *_: 1 / 0)
     problem = refused(client.get("/jobs/job_x", headers={"X-Request-ID": "mine-1"}), 500, "internal")
     assert problem["request_id"] == "mine-1"
     assert "division" not in problem["detail"]

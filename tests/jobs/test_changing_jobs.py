@@ -28,7 +28,7 @@ def test_a_new_priority_counts_from_the_next_claim_on(world: World) -> None:
     world.database.write(lambda s: change(s, second, priority=-1))
     assert [next_claim(world), next_claim(world)] == [world.step(first, "a").id, world.step(second, "c").id]
     assert world.step(second, "distill").priority == -1, "what is blocked follows"
-    told = world.database.read(lambda s: views.events(s, second))
+    told = world.database.read(lambda s: views.events(s, views.job(s, second)))
     assert [one.data for one in told if one.type == "job_priority"] == [{"before": 0, "after": 1}, {"before": 1, "after": -1}]
 
 

@@ -174,7 +174,7 @@ def test_retryable_failures_are_counted_and_others_are_final(world: World) -> No
     held = world.claim(job_id, "b")
     world.database.write(lambda s: fail(s, held.step_id, held.attempt, "bad_dataset", "broken", retryable=False))
     assert (world.step(job_id, "b").state, world.job(job_id).state) == ("failed", "failed")
-    told = [event.type for event in world.database.read(lambda s: views.events(s, job_id)) if event.step == "a"]
+    told = [event.type for event in world.database.read(lambda s: views.events(s, views.job(s, job_id))) if event.step == "a"]
     assert told == [*["step_started", "step_retried", "step_released"] * 2, "step_started", "step_succeeded"]
 
 

@@ -45,7 +45,7 @@ def test_lists_jobs_and_events_are_found_by_indexes(world: World) -> None:
         assert seen.state == state
         assert (seen.queue and seen.queue.ahead) == (500 if state == "queued" else None)
         assert_no_whole_table(explained(world, lambda s, number=number: views.job(s, job(number))))
-    assert_no_whole_table(explained(world, lambda s: views.events(s, job(5), after=3, limit=200)))
+    assert_no_whole_table(explained(world, lambda s: views.events(s, views.job(s, job(5)), after=3, limit=200)))
     assert_no_whole_table(explained(world, lambda s: metrics(s, job(5))))
     assert_no_whole_table(explained(world, newest) + explained(world, lambda s: news(s, 199_000)))
 

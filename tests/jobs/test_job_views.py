@@ -137,7 +137,7 @@ def _live_a_life(world: World) -> None:
         lambda s: views.jobs(s, kind="distill"),
         lambda s: views.jobs(s, label="x"),
         lambda s: views.jobs(s),
-        lambda s: views.events(s, job_id),
+        lambda s: views.events(s, views.job(s, job_id)),
         lambda s: views.artifacts(s, job_id),
         lambda s: metrics(s, job_id),
         lambda s: views.synthetic_sets(s),

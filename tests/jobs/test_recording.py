@@ -87,11 +87,11 @@ def test_notes_are_events_of_every_job_that_shares_the_step(world: World) -> Non
     held = world.claim(first, "distill")
     say(world, held, {"type": "note", "text": "went back to the last good checkpoint\x00"})
     for job_id in (first, second):
-        told = world.database.read(lambda s, j=job_id: views.events(s, j))
+        told = world.database.read(lambda s, j=job_id: views.events(s, views.job(s, j)))
         assert [event.type for event in told] == ["job_queued", "step_started", "job_running", "note"]
         assert (told[-1].step, told[-1].data) == ("distill", {"text": "went back to the last good checkpoint"})
         assert [event.id for event in told] == sorted(event.id for event in told)
-        after = world.database.read(lambda s, j=job_id, seen=told[1].id: views.events(s, j, after=seen, limit=1))
+        after = world.database.read(lambda s, j=job_id, seen=told[1].id: views.events(s, views.job(s, j), after=seen, limit=1))
         assert [event.type for event in after] == ["job_running"]
 
 

@@ -73,7 +73,7 @@ def test_a_job_of_done_steps_alone_succeeds_at_once_with_a_result_of_its_own(wor
     assert all(step.cached for step in job.steps)
     assert (job.progress.done, job.progress.total) == (2, 2)
     assert job.results["synthetic_set"] not in (made, None)
-    told = world.database.read(lambda s: views.events(s, second))
+    told = world.database.read(lambda s: views.events(s, views.job(s, second)))
     assert [event.type for event in told] == ["job_queued", "job_succeeded"], "what happened before is not its history"
     assert told[0].data == {"steps": 2, "cached": 2, "shared": 0, "request_id": None}
     assert world.doorbells() == []

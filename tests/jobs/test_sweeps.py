@@ -106,5 +106,5 @@ def test_a_graph_of_a_thousand_steps_is_posted_read_and_cancelled(world: World) 
     assert len(world.database.read(lambda s: dry_run(s, world.store, spec)).steps) == len(job.steps)
     world.run(job_id, job.steps[0].name)
     assert world.job(job_id).phase.startswith("waiting for a worker, before training the teacher")
-    assert len(world.database.read(lambda s: views.events(s, job_id, limit=10))) > 2
+    assert len(world.database.read(lambda s: views.events(s, views.job(s, job_id), limit=10))) > 2
     assert world.database.write(lambda s: cancel(s, job_id).state) == "cancelled"
