@@ -46,12 +46,12 @@ def expert_at(experts: Trajectories, expert: int, epoch: float, pace: Pace | Non
 
     pace: of averaged paths that are to be read later by their lag; None: paths are read as they are. Between two snapshots time goes by
     as what they stand for does, not as they were taken: an average gathers pace while it is young, and so a straight path is read as
-    it was.
+    it was. After the last snapshot there is nothing to read: the path stands still there.
     """
     place = epoch if pace is None else pace.read_epoch(epoch)
     before = min(int(place + 1e-6), experts.num_snapshots - 1)
     row = experts.row(expert, before)
-    if place - before < 2e-6:
+    if place - before < 2e-6 or before == experts.num_snapshots - 1:
         return row
     first, last = (float(n) if pace is None else pace.stands_for(n) for n in (before, before + 1))
     return torch.lerp(row, experts.row(expert, before + 1), (epoch - first) / (last - first))

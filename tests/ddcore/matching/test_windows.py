@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ddcore.lag import epochs_to_record, mean_time
 from ddcore.matching.adjoint import batches_of
-from ddcore.matching.windows import Pace, Windows, inner_decay
+from ddcore.matching.windows import Pace, Windows, expert_at, inner_decay
 from ddcore.specs import MKDTPlusSpec, MKDTSpec
 from ddcore.task import generator
 
@@ -163,6 +163,15 @@ def test_no_window_leaves_a_record_of_as_many_epochs_as_are_recorded_and_one_les
         assert 0 <= float(window.start) < float(window.goal) <= epochs
     with pytest.raises(ValueError, match="windows end at epoch"):
         Windows(paths(rows[:, :-1]), spec, pace)
+
+
+def test_after_its_last_snapshot_a_path_stands_still():
+    """Where an epoch is no whole number of inner steps, a run of whole steps ends a little later than the last snapshot."""
+    rows = curved()
+    for epoch in (5.0, 5.0 + 1 / 7, 6.0):
+        assert torch.equal(expert_at(paths(rows), 1, epoch, None), rows[1, 5])
+    pace = Pace(0.9, 20)
+    assert torch.equal(expert_at(paths(rows), 1, pace.stands_for(5) + 0.1, pace), rows[1, 5])
 
 
 def test_a_record_of_plain_paths_that_is_too_short_is_refused():
