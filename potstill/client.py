@@ -12,12 +12,14 @@ import httpx
 
 from potstill.download import Target, fetch
 from potstill.errors import JobFailed, PotstillError
-from potstill.problems import check
+from potstill.problems import Refused, check
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 ENDED = ("succeeded", "failed", "cancelled")
 RESPITE = 5.0  # times as long as an answer took, `wait` leaves the API alone
 PATIENCE = 60.0  # seconds that an API which does not answer is waited for
+AWAY = (502, 503, 504)  # answers of an API that lacks its database for the moment, or of a proxy that lacks the API
+LONGEST_PAUSE = 10.0  # seconds until such an API is asked again, whatever it says
 SLOW = 600.0  # seconds for a part of a long work: ten, and however long the file takes that was begun
 
 Json = dict[str, Any]
@@ -148,16 +150,14 @@ class Client:
     def _parts(self, path: str, params: Json) -> Iterator[Json]:
         """The answers to a long work's calls, each of which goes on where the one before stopped. An API that does not answer for a
         moment is asked again, for a minute, once it has begun."""
-        more, heard = params, -math.inf
+        more, patience = params, _Patience(0.0)
         while True:
             try:
                 part = self._json("POST", path, params=more, timeout=SLOW)
-            except Unreachable:
-                if time.monotonic() - heard > PATIENCE:
-                    raise
-                time.sleep(1.0)
+            except Unreachable as error:
+                time.sleep(patience.again(error))
                 continue
-            heard = time.monotonic()
+            patience = _Patience(PATIENCE)
             yield part
             if not part["has_more"]:
                 return
@@ -166,25 +166,23 @@ class Client:
     def wait(self, id: str, on_update: Callable[[Json], None] = lambda job: None, interval: float = 0.5) -> Json:
         """Poll a job every `interval` seconds until it ends; returns its last body, or raises `JobFailed`.
 
-        An API that does not answer for a moment (it restarts, the network blinks) is asked again, for a minute. One that many ask at
-        once says for how long it wants to be left alone, up to half a minute; and a job of thousands of steps, which takes a while to tell,
-        is asked for less often.
+        An API that does not answer for a moment (it or its database restarts, the network blinks) is asked again, for a minute. One that
+        many ask at once says for how long it wants to be left alone, up to a minute; and a job of thousands of steps, which takes a while
+        to tell, is asked for less often.
         """
-        heard = time.monotonic()
+        patience = _Patience(PATIENCE)
         while True:
-            asked, again = time.monotonic(), interval
+            asked = time.monotonic()
             try:
                 job = self.job(id)
-                heard = time.monotonic()
-                again = pause(job, heard - asked, interval)
-            except Unreachable:
-                if time.monotonic() - heard > PATIENCE:
-                    raise
-            else:
-                on_update(job)
-                if job["state"] in ENDED:
-                    return _ended(job)
-            time.sleep(again)
+            except Unreachable as error:
+                time.sleep(max(interval, patience.again(error)))
+                continue
+            took, patience = time.monotonic() - asked, _Patience(PATIENCE)
+            on_update(job)
+            if job["state"] in ENDED:
+                return _ended(job)
+            time.sleep(pause(job, took, interval))
 
     def artifacts(self, job_id: str) -> list[Json]:
         """The files of a job."""
@@ -217,12 +215,35 @@ class Client:
             raise Unreachable(
                 f"no answer from {self.url} ({error or type(error).__name__}); is it running? potstill up starts it here"
             ) from error
-        check(response)
+        try:
+            check(response)
+        except Refused as error:
+            if error.status in AWAY:
+                raise Unreachable(str(error), response.headers.get("Retry-After", "")) from error
+            raise
         return cast("Json", response.json())
 
 
 class Unreachable(PotstillError):
-    """The API does not answer."""
+    """The API does not answer, or cannot for the moment. again: seconds after which it may, by what it says of that."""
+
+    def __init__(self, message: str, retry_after: str = "") -> None:
+        super().__init__(message)
+        self.again = min(float(retry_after), LONGEST_PAUSE) if retry_after.isdecimal() else 1.0
+
+
+class _Patience:
+    """With an API that fails: so many seconds from its first failure on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._since = seconds, math.inf
+
+    def again(self, error: Unreachable) -> float:
+        """Seconds until it is to be asked again; raises the error when that has been tried for long enough."""
+        self._since = min(self._since, time.monotonic())
+        if time.monotonic() - self._since >= self._seconds:
+            raise error
+        return error.again
 
 
 def pause(job: Json, took: float, interval: float = 0.5) -> float:

@@ -1,9 +1,10 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from potstill.client import RESPITE, Client, Unreachable, pause
+from potstill.client import LONGEST_PAUSE, RESPITE, Client, Unreachable, pause
 from potstill.errors import JobFailed
 from potstill.problems import Refused
 from potstill.stack import free_port
@@ -34,12 +35,12 @@ def test_refusal_names_each_field_with_what_was_given_and_allowed(service: Servi
 def test_refusal_without_fields_or_without_a_problem(service: Service) -> None:
     service.answers = {
         "GET /jobs/a": [(404, {"title": "There is no such thing", "detail": "no job is called a"})],
-        "GET /jobs/b": [(502, "bad gateway")],
+        "GET /jobs/b": [(500, "bad gateway")],
     }
     with Client(service.url) as client:
         with pytest.raises(Refused, match="There is no such thing: no job is called a"):
             client.job("a")
-        with pytest.raises(Refused, match="/jobs/b answered 502"):
+        with pytest.raises(Refused, match="/jobs/b answered 500"):
             client.job("b")
 
 
@@ -50,6 +51,39 @@ def test_wait_reports_each_state_and_ends(service: Service) -> None:
         job = client.wait("job_1", lambda now: seen.append(now["state"]), interval=0.01)
     assert seen == ["running", "succeeded"]
     assert job["state"] == "succeeded"
+
+
+def test_who_waits_outlasts_an_api_without_its_database_and_a_proxy_without_its_api(service: Service) -> None:
+    away = {"title": "The service is not ready", "detail": "the database does not answer"}
+    service.answers = {"GET /jobs/job_1": [(503, away), (502, "bad gateway"), (200, JOB | {"state": "succeeded"})]}
+    with Client(service.url) as client:
+        assert client.wait("job_1", interval=0.01)["state"] == "succeeded"
+    service.answers = {"GET /jobs": [(503, away)]}
+    with Client(service.url) as client, pytest.raises(Unreachable, match="the database does not answer"):
+        client.jobs()
+
+
+def test_patience_begins_with_the_first_failure_however_long_ago_the_last_answer_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("potstill.client.time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.append(seconds)))
+    moments = iter([0.0, 100.0, 100.5, 159.0, 161.0])
+    failing = iter([False, True, True, True, True])
+
+    def job(_id: str) -> dict[str, Any]:
+        now[0] = next(moments)
+        if next(failing):
+            raise Unreachable("away")
+        return JOB | {"poll_after_seconds": 60.0}
+
+    with Client("http://127.0.0.1:1") as client:
+        monkeypatch.setattr(client, "job", job)
+        with pytest.raises(Unreachable):
+            client.wait("job_1")
+    assert now[0] == 161.0
+
+
+def test_an_api_that_is_away_says_when_to_come_again() -> None:
+    assert [Unreachable("x", said).again for said in ("", "5", "3600", "Wed, 21 Oct 2026 07:28:00 GMT")] == [1.0, 5.0, LONGEST_PAUSE, 1.0]
 
 
 def test_failed_job_says_which_step_why_and_what_to_try(service: Service) -> None:
