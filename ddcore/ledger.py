@@ -34,9 +34,13 @@ class Ledger:
         self._held: Callable[[], State] | None = None
 
     def once(self, part: Callable[[], T]) -> T:
-        """What `part()` returns, now or in an earlier attempt: a tensor (on the CPU), JSON (with lists for tuples), or both."""
+        """What `part()` returns, now or in an earlier attempt: a tensor (on the CPU), JSON (with lists for tuples), or both.
+
+        Raises `Stopped`, before or within a part, if the step is to stop; what has been found is in its checkpoint then.
+        """
         if self._next == len(self._answers):
             try:
+                self._reporter.pulse()
                 found: Any = part()
             except Stopped:
                 self._save()

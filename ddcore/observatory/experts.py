@@ -10,7 +10,7 @@ from ddcore.data.images import load_dataset
 from ddcore.errors import DdcoreError
 from ddcore.experts.store import Trajectories
 from ddcore.experts.train import targets_of
-from ddcore.ledger import Once, at_once
+from ddcore.ledger import Ledger, Once, at_once
 from ddcore.networks.flat import FlatNetwork, build_student
 from ddcore.observatory.feature_figures import draw_noise
 from ddcore.observatory.gradient_figures import Ratios, expert_ratios
@@ -32,10 +32,10 @@ from ddcore.threads import threads_for
 ALL, ENCODER = "experts", "experts' encoder"  # what noise is measured over
 
 
-def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row], once: Once = at_once) -> dict[str, Any]:
+def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows: list[Row], ledger: Ledger) -> dict[str, Any]:
     """The experts' planes and motion; where `params` say that they share their start, also their noise against their signal.
 
-    Adds to `rows`, draws into the task's folder, returns headline numbers. once: see `ddcore.ledger`.
+    Adds to `rows`, draws into the task's folder, returns headline numbers. ledger: of the whole step.
     """
     store = Trajectories(shards)
     chosen = drawn_experts(store)
@@ -52,12 +52,13 @@ def observe_experts(task: Task, shards: list[Path], facts: dict[str, Any], rows:
 
     places = {f"expert {expert}": torch.arange(n * count, (n + 1) * count) for n, expert in enumerate(chosen)}
     layers = list(zip(network.layer_names, network.layer_sizes, strict=True))
-    moved = once(lambda: motion(told(task.reporter, read, columns, "experts"), places, torch.arange(count), layers, columns).to_json())
+    reading, epochs = told(task.reporter, read, columns, "experts"), torch.arange(count)
+    moved = ledger.once(lambda: motion(reading, places, epochs, layers, columns, ledger).to_json())
     rows += motion_rows(moved)
-    encoder, gram = _grams(told(task.reporter, read, columns, "experts' plane"), len(chosen) * count, network, once)
+    encoder, gram = _grams(told(task.reporter, read, columns, "experts' plane"), len(chosen) * count, network, ledger)
     paths = ExpertPaths(gram, len(chosen), count, store.num_experts)
     moves = displacement_gram(gram, paths.origins)  # else the plane shows how far apart the starts are, shuffled or not
-    null = against_null(moves, list(places.values()), generator(task.params["seed"], "observe", "experts"))
+    null = against_null(moves, list(places.values()), generator(task.params["seed"], "observe", "experts"), once=ledger.once)
     draw_experts(paths, task.out)
     draw_motion(moved, null, task.out, prefix="expert_", unit="epoch")
     far = [path["distance_from_start"][-1] for path in moved["paths"].values()]
@@ -90,11 +91,15 @@ def observe_regression(
     return headline | {"expert_loss": found["path"]["loss"][-1]}, expert_ratios(scatter, learnt.batch_size)
 
 
-def _grams(read: Read, rows: int, network: FlatNetwork, once: Once) -> tuple[Tensor, Tensor]:
+def _grams(read: Read, rows: int, network: FlatNetwork, ledger: Ledger) -> tuple[Tensor, Tensor]:
     """Centred inner products over the encoder's parameters, which are all before the last layer's, and over all; read once."""
     encoder = network.num_parameters - network.layer_sizes[-1]
-    first: Tensor = once(lambda: centred_gram(read, rows, encoder))
-    last: Tensor = once(lambda: centred_gram(lambda begin, end: read(encoder + begin, encoder + end), rows, network.layer_sizes[-1]))
+
+    def after(begin: int, end: int) -> Tensor:
+        return read(encoder + begin, encoder + end)
+
+    first: Tensor = ledger.once(lambda: centred_gram(read, rows, encoder, ledger))
+    last: Tensor = ledger.once(lambda: centred_gram(after, rows, network.layer_sizes[-1], ledger))
     return first, first + last
 
 

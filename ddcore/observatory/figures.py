@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from ddcore.data.images import load_dataset
+from ddcore.ledger import Ledger
 from ddcore.observatory.curves import draw_distances, draw_losses
 from ddcore.observatory.inner_figure import draw_inner
 from ddcore.observatory.inner_path import Clock, inner_paths
@@ -14,6 +15,7 @@ from ddcore.synthetic import FILE, load_synthetic
 from ddcore.task import Task
 
 NAMES = ("expert_trajectories", "teacher_trajectories", "distances", "losses", "images", "inner_path")
+LAYOUT = "figures 2"  # of checkpoints
 
 
 def draw_figures(task: Task) -> dict[str, Any]:
@@ -25,13 +27,14 @@ def draw_figures(task: Task) -> dict[str, Any]:
     left_out: dict[str, str] = {}
     teacher_folder, set_folder, shards = task.input("teacher"), task.input("set"), task.inputs.get("experts", [])
     _tell(task, 0)
-    experts = read_experts(shards)
+    ledger = Ledger(task.work, LAYOUT, task.reporter)
+    experts = read_experts(shards, ledger, task.reporter)
     if experts is None:
         left_out["expert_trajectories"] = "this method trains no experts"
     else:
         draw_experts(experts, task.out)
     _tell(task, 1)
-    teacher = read_teacher(teacher_folder)
+    teacher = read_teacher(teacher_folder, ledger, task.reporter)
     if teacher is None:
         left_out["teacher_trajectories"] = "the teacher was given, not trained: it has no trajectory"
     else:
@@ -51,7 +54,7 @@ def draw_figures(task: Task) -> dict[str, Any]:
     if clock is None or not shards:
         left_out["inner_path"] = "this method matches no trajectories: no expert's time belongs to a step on its set"
     else:
-        found = inner_paths(task, data, shards, clock)
+        found = inner_paths(task, data, shards, clock, ledger)
         draw_inner(found, len(data.images), task.out)
         summary = {f"{name}_distance_left": one[-1] / found.standing[-1] for name, one in found.distances.items()}
     _tell(task, 6)

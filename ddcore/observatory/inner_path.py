@@ -21,6 +21,7 @@ from ddcore.matching.explicit import core_of
 from ddcore.matching.windows import Pace, expert_at
 from ddcore.networks.flat import build_student
 from ddcore.observatory.pca import Plane, centred_gram, displacement_gram, projected_plane
+from ddcore.observatory.recordings import told
 from ddcore.observatory.regression import evenly
 from ddcore.specs import StudentSpec
 from ddcore.synthetic import SyntheticSet
@@ -28,7 +29,6 @@ from ddcore.task import Task, generator
 from ddcore.threads import threads_for
 
 POINTS = 40  # kept of a run, about; fewer of large networks,
-LAYOUT = "figures 1"  # of checkpoints
 NUMBERS = 1 << 26  # so that a run keeps no more than this: 256 MiB
 MOST_EXPERTS = 8  # in the plane
 
@@ -66,12 +66,12 @@ class InnerPaths:
     standing: list[float]
 
 
-def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], clock: Clock) -> InnerPaths:
+def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], clock: Clock, ledger: Ledger) -> InnerPaths:
     """Pre-train from the first expert's start as evaluation does, on the synthetic set and on the real images that it began from.
 
     Both with the set's own rate or rates, the method's batch size and momentum, without augmentation, for all epochs that were
     matched. The expert is read as it was matched: between two snapshots on the straight line, and an averaged path later by its lag
-    where matching did so. A run that diverges is left out, with a note.
+    where matching did so. A run that diverges is left out, with a note. ledger: of the whole step.
     params: {"student"}; inputs: dataset, targets. Raises `DdcoreError` missing_input if the experts are of another network.
     """
     store = Trajectories(shards)
@@ -84,7 +84,7 @@ def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], clock: C
         load_dataset(task.input("dataset")).images[data.indices].float() / 255, targets, data.learned_lr, data.indices, data.info
     )
     core, start, method = core_of(network, task.device), store.row(0, 0).to(task.device), data.info["method"]
-    size, runs, ledger = min(method["batch_size"], len(data.images)), {}, Ledger(task.work, LAYOUT, task.reporter)
+    size, runs = min(method["batch_size"], len(data.images)), {}
     with threads_for(network, size):
         for name, one in (("synthetic", data), ("real", real)):
             batches = batches_of(len(one.images), size, clock.steps, generator(0, "inner path"))
@@ -97,7 +97,8 @@ def inner_paths(task: Task, data: SyntheticSet, shards: Sequence[Path], clock: C
                 task.reporter.note(f"pre-training on the {name} images at the learned rate diverged: it is left out of inner_path")
     kept = _kept(clock.steps, network.num_parameters)
     lag = data.info.get("pace")
-    return _placed(store, runs, None if lag is None else Pace(**lag), [step * clock.epochs_a_step for step in kept])
+    times = [step * clock.epochs_a_step for step in kept]
+    return _placed(store, runs, None if lag is None else Pace(**lag), times, ledger, task.reporter)
 
 
 def _kept(steps: int, parameters: int) -> list[int]:
@@ -128,7 +129,9 @@ def _run(inner: Inner, start: Tensor, reporter: Reporter, name: str, ledger: Led
     return torch.stack([*found, theta.cpu()])
 
 
-def _placed(store: Trajectories, runs: dict[str, Tensor], pace: Pace | None, epochs: list[float]) -> InnerPaths:
+def _placed(
+    store: Trajectories, runs: dict[str, Tensor], pace: Pace | None, epochs: list[float], ledger: Ledger, reporter: Reporter
+) -> InnerPaths:
     chosen, count = evenly(store.num_experts, MOST_EXPERTS), store.num_snapshots
 
     def read(first: int, last: int) -> Tensor:
@@ -138,7 +141,9 @@ def _placed(store: Trajectories, runs: dict[str, Tensor], pace: Pace | None, epo
     rows = len(fitted) + len(runs) * len(epochs)
     starts = torch.arange(0, len(fitted), count)
     origins = torch.cat([starts.repeat_interleave(count), torch.zeros(rows - len(fitted), dtype=torch.long)])
-    moves = displacement_gram(centred_gram(read, rows, store.num_parameters), origins)
+    reading = told(reporter, read, store.num_parameters, "inner path")
+    gram: Tensor = ledger.once(lambda: centred_gram(reading, rows, store.num_parameters, ledger))
+    moves = displacement_gram(gram, origins)
     plane = projected_plane(moves, fitted, starts, starts + count - 1)
     goals = [expert_at(store, 0, epoch, pace).cpu() for epoch in epochs]
     return InnerPaths(

@@ -17,6 +17,7 @@ from ddcore.ledger import Once, at_once
 from ddcore.matching.cores import inner_loss
 from ddcore.networks.flat import FlatNetwork
 from ddcore.observatory.pca import centred_gram, displacement_gram
+from ddcore.observatory.recordings import told
 from ddcore.observatory.regression import Regressed
 from ddcore.task import generator
 
@@ -61,10 +62,11 @@ def filter_normalised(network: FlatNetwork, theta: Tensor, random: torch.Generat
     return torch.cat([part.flatten() for part in parts])
 
 
-def path_plane(store: Trajectories, expert: int) -> PathPlane:
+def path_plane(store: Trajectories, expert: int, reporter: Reporter) -> PathPlane:
     """The leading directions of one expert's path, with no more than a few snapshots in memory at a time."""
     count, end = store.num_snapshots, store.num_snapshots - 1
-    gram = centred_gram(lambda first, last: store.columns(expert, first, last), count, store.num_parameters)
+    read = told(reporter, lambda first, last: store.columns(expert, first, last), store.num_parameters, "plane of the path")
+    gram = centred_gram(read, count, store.num_parameters)
     moves = displacement_gram(gram, torch.full((count,), end))
     values, vectors = torch.linalg.eigh(moves)
     values, vectors = values.flip(0)[:2].clamp_min(0), vectors.flip(1)[:, :2]
@@ -74,6 +76,7 @@ def path_plane(store: Trajectories, expert: int) -> PathPlane:
     weights = torch.where(lengths > 0, vectors / lengths.clamp_min(1e-300), 0.0) * turned
     directions, last = torch.zeros(2, store.num_parameters), store.row(expert, end)
     for snapshot in range(end):
+        reporter.pulse()
         directions += weights[snapshot].float().unsqueeze(1) * (store.row(expert, snapshot).cpu() - last.cpu())
     return PathPlane(directions, path * turned, (values / moves.trace().clamp_min(1e-300)).tolist())
 
@@ -88,7 +91,7 @@ def landscape(learnt: Regressed, store: Trajectories, expert: int, seed: int, re
     """
     network, device = learnt.core.network, learnt.data.targets.device
     random = generator(seed, "observe", "landscape")
-    end, plane = store.row(expert, store.num_snapshots - 1).to(device), path_plane(store, expert)
+    end, plane = store.row(expert, store.num_snapshots - 1).to(device), path_plane(store, expert, reporter)
     between = max(1, round(POINTS / (store.num_snapshots - 1)))
     times = [place / between for place in range((store.num_snapshots - 1) * between + 1)]
     loss, images = _sampled_loss(learnt, random, reporter, len(times) + 2 * SIDE**2, once)
@@ -119,8 +122,16 @@ def _sampled_loss(learnt: Regressed, random: torch.Generator, reporter: Reporter
     @torch.no_grad()
     def loss(theta: Tensor) -> float:
         reporter.progress(next(done), evaluations, "losses", "landscape")
-        found: float = once(lambda: sum(float(inner_loss(network, theta, x, y)) * len(y) for x, y in parts) / len(rows))
-        return found
+
+        def total() -> float:
+            found = 0.0
+            for x, y in parts:
+                reporter.pulse()
+                found += float(inner_loss(network, theta, x, y)) * len(y)
+            return found
+
+        whole: float = once(total)
+        return whole / len(rows)
 
     return loss, len(rows)
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ddcore.ledger import Ledger, State
 from ddcore.observatory.pca import Read
 
 CHUNK_BYTES = 4 * 2**20  # of all rows as float64; a few arrays like it are alive at once, and the caches should hold them
@@ -92,19 +93,35 @@ def joined(arrays: Mapping[str, Snapshots], shapes: Mapping[str, Sequence[int]])
     return read, rows, columns[one]
 
 
-def motion(read: Read, rows: dict[str, Tensor], step: Tensor, layers: list[tuple[str, int]], columns: int) -> Motion:
+def motion(
+    read: Read, rows: dict[str, Tensor], step: Tensor, layers: list[tuple[str, int]], columns: int, ledger: Ledger | None = None
+) -> Motion:
     """Everything that `Motion` holds, from columns read in chunks and never held at once; sums are float64.
 
     read: columns of all rows, as in `ddcore.observatory.pca`. rows: each path's row numbers in order of time, one for each entry of
-    `step` [s]. layers: names and numbers of parameters, in the order of the columns. Raises ValueError if layers and columns, or rows
-    and steps, do not fit each other, or if there are fewer than two snapshots.
+    `step` [s]. layers: names and numbers of parameters, in the order of the columns. ledger: of which this is the part in hand, if of
+    any. Raises ValueError if layers and columns, or rows and steps, do not fit each other, or if there are fewer than two snapshots.
     """
     _check(rows, step, layers, columns)
     count = len(step)
     sums = {name: _Sums(count, len(layers)) for name in rows}
     pair = _PairSums(count) if {"student", "teacher"} <= rows.keys() else None
     width = max(1, CHUNK_BYTES // (8 * sum(map(len, rows.values()))))
-    for first in range(0, columns, width):
+    parts = [*sums.values(), *([] if pair is None else [pair])]
+
+    def state() -> State:
+        return {f"{n}.{name}": tensor for n, part in enumerate(parts) for name, tensor in vars(part).items()}, {"first": first}
+
+    first = 0
+    if ledger is not None:
+        if found := ledger.resume():
+            first = found[1]["first"]
+            for name, tensor in state()[0].items():
+                tensor.copy_(found[0][name])
+        ledger.hold(state)
+    while first < columns:
+        if ledger is not None:
+            ledger.offer()
         last = min(first + width, columns)
         part = read(first, last)
         blocks = _blocks(layers, first, last)
@@ -112,6 +129,7 @@ def motion(read: Read, rows: dict[str, Tensor], step: Tensor, layers: list[tuple
             sums[name].add(part[own].double(), blocks)
         if pair is not None:
             pair.add(part[rows["student"]].double(), part[rows["teacher"]].double())
+        first = last
     return Motion(step, layers, {name: found.finish() for name, found in sums.items()}, pair.finish() if pair is not None else None)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ddcore.data.images import Images, load_dataset
 from ddcore.errors import DdcoreError
-from ddcore.ledger import Ledger, Once
+from ddcore.ledger import Ledger
 from ddcore.networks.backbones import build_backbone
 from ddcore.observatory.collapse_figure import draw_collapse
 from ddcore.observatory.curves import draw_losses
@@ -30,7 +30,7 @@ from ddcore.ssl.trajectory import read_trajectory
 from ddcore.task import Task, generator
 
 TABLE, COLUMNS = "observations.json", "observations.parquet"
-LAYOUT = "observe 1"  # of checkpoints
+LAYOUT = "observe 2"  # of checkpoints
 SAMPLE = 2000  # images whose features are compared between snapshots
 
 
@@ -47,12 +47,12 @@ def observe(task: Task) -> dict[str, Any]:
     facts = json.loads((runs[0] / "teacher.json").read_text())
     rows, ledger = list[Row](), Ledger(task.work, LAYOUT, task.reporter)
     summary: dict[str, Any] = {"ssl": facts["ssl"], "runs": len(runs), "knn_accuracy": facts["knn_accuracy"]}
-    summary |= _teacher(task, runs[0], facts, rows, ledger.once)
+    summary |= _teacher(task, runs[0], facts, rows, ledger)
     if len(runs) > 1:
-        summary |= _noise(task, runs, rows, ledger.once)
+        summary |= _noise(task, runs, rows, ledger)
     curves: list[Ratios] = []
     if shards := task.inputs.get("experts"):
-        summary |= observe_experts(task, shards, facts, rows, ledger.once)
+        summary |= observe_experts(task, shards, facts, rows, ledger)
         found, curves = observe_regression(task, shards, facts, rows, ledger.once)
         summary |= found
     draw_gradient_noise(_own_gradients(task, runs[0], facts) + curves, task.out)
@@ -62,17 +62,19 @@ def observe(task: Task) -> dict[str, Any]:
     return summary
 
 
-def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row], once: Once) -> dict[str, Any]:
+def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row], ledger: Ledger) -> dict[str, Any]:
     """The first run: its plane and that plane's null, its motion, its features, its curves."""
     arrays, step = read_trajectory(folder)
     read, places, columns = joined(arrays, {name: array.get_shape() for name, array in arrays.items()})
     data, spec = load_dataset(task.input("dataset")), BackboneSpec(**facts["backbone"])
     layers = layers_of(build_backbone(spec, data.shape[0], (data.shape[1], data.shape[2])))
-    moved = once(lambda: motion(told(task.reporter, read, columns, "motion"), places, step, layers, columns).to_json())
-    gram = once(lambda: centred_gram(told(task.reporter, read, columns, "plane"), len(arrays) * len(step), columns))
+    once, reporter = ledger.once, task.reporter
+    moved = once(lambda: motion(told(reporter, read, columns, "motion"), places, step, layers, columns, ledger).to_json())
+    gram = once(lambda: centred_gram(told(reporter, read, columns, "plane"), len(arrays) * len(step), columns, ledger))
     paths = TeacherPaths(gram, tuple(arrays), step)
-    null = against_null(paths.gram, [paths.rows(name) for name in paths.names], generator(task.params["seed"], "observe", "null"))
-    features = per_snapshot(folder, data.to(task.device), spec, SAMPLE, task.reporter, once)
+    random = generator(task.params["seed"], "observe", "null")
+    null = against_null(paths.gram, [paths.rows(name) for name in paths.names], random, once=once)
+    features = per_snapshot(folder, data.to(task.device), spec, SAMPLE, reporter, once)
     history = read_history(folder)
     draw_teacher(paths, facts["ssl"], task.out)
     draw_losses(history, [], {}, task.out)
@@ -96,7 +98,7 @@ def _teacher(task: Task, folder: Path, facts: dict[str, Any], rows: list[Row], o
     return summary
 
 
-def _noise(task: Task, runs: list[Path], rows: list[Row], once: Once) -> dict[str, Any]:
+def _noise(task: Task, runs: list[Path], rows: list[Row], ledger: Ledger) -> dict[str, Any]:
     """Of each network (DINO has two): how much of its displacement all runs share, and how much is each run's own."""
     found, recorded = {}, [read_trajectory(folder) for folder in runs]
     for name in recorded[0][0]:
@@ -106,7 +108,7 @@ def _noise(task: Task, runs: list[Path], rows: list[Row], once: Once) -> dict[st
         except ValueError as error:  # they share no space
             raise DdcoreError("missing_input", str(error), "observe runs of one network, all recorded with the same settings") from error
         reading = told(task.reporter, read, columns, f"{name}s of all runs")
-        gram = once(functools.partial(centred_gram, reading, sum(map(len, places.values())), columns))
+        gram = ledger.once(functools.partial(centred_gram, reading, sum(map(len, places.values())), columns, ledger))
         found[name] = noise_to_signal(gram, list(places.values()), recorded[0][1])
         rows += noise_rows(name, found[name])
     draw_noise(found, task.out)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddcore.ledger import Ledger
+
 CHUNK_BYTES = 64 * 2**20
 
 Read = Callable[[int, int], Tensor]  # (first, last) -> columns first..last-1 of all rows, [n, last - first]
@@ -19,14 +21,24 @@ class Plane:
     explained: Tensor
 
 
-def centred_gram(read: Read, rows: int, columns: int) -> Tensor:
-    """Inner products, float64 [rows, rows], of row vectors minus their mean; columns are read in chunks and never held at once."""
-    step = max(1, CHUNK_BYTES // (8 * rows))
+def centred_gram(read: Read, rows: int, columns: int, ledger: Ledger | None = None) -> Tensor:
+    """Inner products, float64 [rows, rows], of row vectors minus their mean; columns are read in chunks and never held at once.
+
+    ledger: of which this is the part in hand, if of any.
+    """
+    step, first = max(1, CHUNK_BYTES // (8 * rows)), 0
     gram = torch.zeros(rows, rows, dtype=torch.float64)
-    for first in range(0, columns, step):
+    if ledger is not None:
+        if found := ledger.resume():
+            gram, first = found[0]["gram"], found[1]["first"]
+        ledger.hold(lambda: ({"gram": gram}, {"first": first}))
+    while first < columns:
+        if ledger is not None:
+            ledger.offer()
         part = read(first, min(first + step, columns)).double()
         part = part - part.mean(0)
         gram += part @ part.T
+        first += step
     return gram
 
 

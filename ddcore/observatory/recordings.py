@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddcore.events import Reporter
 from ddcore.experts.store import Trajectories
+from ddcore.ledger import Ledger
 from ddcore.observatory.pca import Read, centred_gram
 from ddcore.ssl.trajectory import NAME, read_trajectory
 
@@ -50,8 +51,8 @@ class TeacherPaths:
         return torch.arange(first, first + len(self.step))
 
 
-def read_experts(shards: Sequence[Path]) -> ExpertPaths | None:
-    """The experts of all shards; None if there are none."""
+def read_experts(shards: Sequence[Path], ledger: Ledger, reporter: Reporter) -> ExpertPaths | None:
+    """The experts of all shards, a part of `ledger`; None if there are none."""
     if not shards:
         return None
     paths = Trajectories(shards)
@@ -60,7 +61,8 @@ def read_experts(shards: Sequence[Path]) -> ExpertPaths | None:
     def read(first: int, last: int) -> Tensor:
         return torch.cat([paths.columns(expert, first, last) for expert in chosen])
 
-    gram = centred_gram(read, len(chosen) * paths.num_snapshots, paths.num_parameters)
+    reading, rows, columns = told(reporter, read, paths.num_parameters, "experts"), len(chosen) * paths.num_snapshots, paths.num_parameters
+    gram = ledger.once(lambda: centred_gram(reading, rows, columns, ledger))
     return ExpertPaths(gram, len(chosen), paths.num_snapshots, paths.num_experts)
 
 
@@ -69,8 +71,8 @@ def drawn_experts(paths: Trajectories) -> list[int]:
     return torch.linspace(0, paths.num_experts - 1, min(MOST_EXPERTS, paths.num_experts)).round().long().tolist()
 
 
-def read_teacher(folder: Path) -> TeacherPaths | None:
-    """The teacher's run; None for a teacher that was given and not trained."""
+def read_teacher(folder: Path, ledger: Ledger, reporter: Reporter) -> TeacherPaths | None:
+    """The teacher's run, a part of `ledger`; None for a teacher that was given and not trained."""
     if not (folder / NAME).exists():
         return None
     arrays, step = read_trajectory(folder)
@@ -79,7 +81,9 @@ def read_teacher(folder: Path) -> TeacherPaths | None:
         return torch.cat([array[:, first:last] for array in arrays.values()])
 
     columns = next(iter(arrays.values())).get_shape()[1]
-    return TeacherPaths(centred_gram(read, len(arrays) * len(step), columns), tuple(arrays), step)
+    reading = told(reporter, read, columns, "teacher")
+    gram = ledger.once(lambda: centred_gram(reading, len(arrays) * len(step), columns, ledger))
+    return TeacherPaths(gram, tuple(arrays), step)
 
 
 def told(reporter: Reporter, read: Read, columns: int, what: str) -> Read:

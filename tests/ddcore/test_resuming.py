@@ -17,7 +17,7 @@ from ddcore.checks import DatasetFacts
 from ddcore.errors import Stopped
 from ddcore.events import Reporter
 from ddcore.methods import clusters, high_loss
-from ddcore.observatory import landscape
+from ddcore.observatory import landscape, motion, pca
 from ddcore.plan import Plan, plan_distill, plan_evaluate, plan_observe
 from ddcore.run import run_plan, run_step
 from ddcore.specs import DistillSpec, EvaluateSpec, KMeansSpec, ObserveSpec
@@ -110,6 +110,8 @@ def small_parts():
         patch.setattr(clusters, "AT_ONCE", 0)
         patch.setattr(landscape, "SIDE", 3)
         patch.setattr(landscape, "POINTS", 4)
+        patch.setattr(pca, "CHUNK_BYTES", 1 << 14)
+        patch.setattr(motion, "CHUNK_BYTES", 1 << 14)
         patch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch())
         yield
 
@@ -131,7 +133,7 @@ def done(tmp_path_factory, small_parts):
             heard = said[step.key] = []
             return Reporter(sink=heard.append)
 
-        plan = Plan({step.name: step for step in plan if step.kind not in ("export", "figures", "report")})
+        plan = Plan({step.name: step for step in plan if step.kind not in ("export", "report")})
         found = run_plan(plan, root, CPU, Resources(), reporter_of, lambda *_: None)
         for step in plan:
             steps[f"{name} {step.name}"] = step
@@ -144,7 +146,7 @@ LONG = [
         f"staged {name}"
         for name in ("teacher", "targets", "stages", "experts-0", "scorers-0", "high_loss", "distill", "tune", "evaluate-0-0")
     ),
-    *(f"plain {name}" for name in ("teacher", "experts-0", "distill")),
+    *(f"plain {name}" for name in ("teacher", "experts-0", "distill", "figures")),
     *(f"own {name}" for name in ("teacher", "experts-0", "distill")),
     "chosen distill",
     "seen observe",

@@ -5,8 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddcore.errors import DdcoreError
+from ddcore.events import Reporter
 from ddcore.experts import store
 from ddcore.experts.store import Trajectories, write_trajectories
+from ddcore.ledger import Ledger
 from ddcore.observatory.recordings import read_experts
 
 EPS = 2.0**-8  # bfloat16 has eight bits: twice its largest relative rounding error
@@ -93,7 +95,11 @@ def test_a_device_holds_all_that_fits_its_budget_and_is_sent_the_rest_row_by_row
 def test_the_observatory_reads_both_forms(tmp_path):
     draw = [shard(tmp_path / name, 3, snapshots=4, parameters=50, storage=name) for name in ("float32", "bf16_deltas")]
     assert torch.equal(*draw)
-    whole, halved = (read_experts([tmp_path / name]) for name in ("float32", "bf16_deltas"))
+
+    def read(name):
+        return read_experts([tmp_path / name], Ledger(tmp_path / "work" / name, "experts", Reporter()), Reporter())
+
+    whole, halved = read("float32"), read("bf16_deltas")
     assert whole is not None
     assert halved is not None
     assert (whole.experts, whole.snapshots, whole.recorded) == (halved.experts, halved.snapshots, halved.recorded) == (3, 4, 3)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from ddcore.data.images import Images
 from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
+from ddcore.ledger import Ledger
 from ddcore.networks.flat import build_student
 from ddcore.observatory.experts import observe_experts
 from ddcore.specs import StudentSpec
@@ -56,11 +57,15 @@ def slow_ratio(paths: torch.Tensor) -> float:
     return float((noise / torch.stack(pairs).mean()).sqrt())
 
 
+def seen(task: Task, shards: list[Path], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return observe_experts(task, shards, FACTS, rows, Ledger(task.work, "experts", task.reporter))
+
+
 def test_noise_of_experts_is_its_definition_over_all_parameters_and_over_the_encoder(tmp_path: Path) -> None:
     task = task_of(tmp_path, same_start=True)
     paths = walks(5, build_student(STUDENT, (1, 8, 8), 3).num_parameters)
     rows: list[dict[str, Any]] = []
-    summary = observe_experts(task, shards_of(tmp_path, paths), FACTS, rows)
+    summary = seen(task, shards_of(tmp_path, paths), rows)
     assert summary["noise_to_signal_experts"] == pytest.approx(slow_ratio(paths), rel=1e-5)
     assert summary["noise_to_signal_experts_encoder"] == pytest.approx(slow_ratio(paths[..., :ENCODER]), rel=1e-5)
     assert summary["noise_to_signal_experts"] > 1.5 * summary["noise_to_signal_experts_encoder"]
@@ -75,13 +80,13 @@ def test_noise_of_experts_is_its_definition_over_all_parameters_and_over_the_enc
 def test_experts_of_many_starts_have_no_such_noise(tmp_path: Path) -> None:
     paths = walks(4, build_student(STUDENT, (1, 8, 8), 3).num_parameters, same_start=False)
     task, shards = task_of(tmp_path / "apart", same_start=False), shards_of(tmp_path, paths)
-    assert "noise_to_signal_experts" not in observe_experts(task, shards, FACTS, [])
+    assert "noise_to_signal_experts" not in seen(task, shards, [])
     with pytest.raises(DdcoreError, match=r"begin .* apart") as caught:
-        observe_experts(task_of(tmp_path / "said", same_start=True), shards, FACTS, [])
+        seen(task_of(tmp_path / "said", same_start=True), shards, [])
     assert (caught.value.code, "same_start false" in caught.value.hint) == ("missing_input", True)
 
 
 def test_experts_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DdcoreError, match=r"the experts have 17 parameters, but the student .* has") as caught:
-        observe_experts(task_of(tmp_path, same_start=True), shards_of(tmp_path, walks(4, 17)), FACTS, [])
+        seen(task_of(tmp_path, same_start=True), shards_of(tmp_path, walks(4, 17)), [])
     assert caught.value.code == "missing_input"

@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 
 from ddcore.data.images import load_dataset
 from ddcore.errors import DdcoreError
+from ddcore.ledger import Ledger
 from ddcore.observatory import recordings
 from ddcore.observatory.figures import NAMES, draw_figures
 from ddcore.synthetic import load_synthetic
@@ -104,7 +105,7 @@ def test_what_was_never_recorded_is_left_out_with_a_reason(recorded: Recorded) -
 def test_many_experts_are_thinned_evenly(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "MOST_EXPERTS", 3)
     task = recorded(shards=(4, 3))
-    paths = recordings.read_experts(task.inputs["experts"])
+    paths = recordings.read_experts(task.inputs["experts"], Ledger(task.work, "experts", task.reporter), task.reporter)
     assert paths is not None
     assert (paths.experts, paths.recorded) == (3, 7)
     last = load_file(task.inputs["experts"][1] / "experts.safetensors")["trajectories"][2]

@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from ddcore.data.images import load_dataset
 from ddcore.errors import DdcoreError, Stopped
 from ddcore.events import Reporter
+from ddcore.ledger import Ledger
 from ddcore.matching.adjoint import Inner, Memory, batches_of, run_inner
 from ddcore.matching.explicit import core_of
 from ddcore.networks.flat import build_student
@@ -25,13 +26,17 @@ from ddcore.task import Task, generator
 Recorded = Callable[..., Task]
 
 
+def ledger_of(task: Task) -> Ledger:
+    return Ledger(task.work, "inner path", task.reporter)
+
+
 @pytest.fixture(scope="module")
 def found(recorded: Recorded) -> tuple[Task, InnerPaths]:
     task = recorded()
     data = load_synthetic(task.input("set") / "synthetic.safetensors")
     pace = Clock.of(data.info["method"])
     assert pace == Clock(9, 2 / 6)  # six steps for two epochs, and windows up to the third
-    return task, inner_paths(task, data, task.inputs["experts"], pace)
+    return task, inner_paths(task, data, task.inputs["experts"], pace, ledger_of(task))
 
 
 def slow_runs(task: Task) -> dict[str, torch.Tensor]:
@@ -113,8 +118,8 @@ def test_other_students_are_refused_and_a_long_run_can_be_stopped(recorded: Reco
     data = load_synthetic(task.input("set") / "synthetic.safetensors")
     other = Task({"student": {"width": 8, "depth": 1}}, task.inputs, task.out, task.work, Reporter(), task.device)
     with pytest.raises(DdcoreError, match="experts have 308 parameters, but the student of the set has"):
-        inner_paths(other, data, task.inputs["experts"], Clock(9, 1.0))
+        inner_paths(other, data, task.inputs["experts"], Clock(9, 1.0), ledger_of(other))
     calls = iter(range(1000))
     stopped = Task(task.params, task.inputs, task.out, task.work, Reporter(should_stop=lambda: next(calls) == 12), task.device)
     with pytest.raises(Stopped):
-        inner_paths(stopped, data, task.inputs["experts"], Clock(1000, 0.001))
+        inner_paths(stopped, data, task.inputs["experts"], Clock(1000, 0.001), ledger_of(stopped))

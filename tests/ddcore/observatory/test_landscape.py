@@ -66,7 +66,7 @@ def test_the_paths_plane_is_the_svd_of_its_moves_from_the_end(recorded: tuple[Ta
     _, store = learnt_by(recorded)
     path = torch.stack([store.row(0, t) for t in range(5)]).double().numpy()
     u, s, _ = np.linalg.svd(path - path[-1], full_matrices=False)
-    plane = path_plane(store, 0)
+    plane = path_plane(store, 0, Reporter())
     found, expected = plane.path.numpy(), u[:, :2] * s[:2]
     np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-4, atol=1e-6)
     assert found[0, 0] < 0  # from left to right
@@ -75,7 +75,7 @@ def test_the_paths_plane_is_the_svd_of_its_moves_from_the_end(recorded: tuple[Ta
     np.testing.assert_allclose(directions @ directions.T, np.eye(2), atol=1e-5)
     np.testing.assert_allclose((path - path[-1]) @ directions.T, found, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(plane.explained, (s**2 / (s**2).sum())[:2], rtol=1e-5)
-    line = path_plane(store, 1)
+    line = path_plane(store, 1, Reporter())
     assert line.explained[0] == pytest.approx(1.0, abs=1e-6)
     assert not line.path[:, 1].abs().gt(1e-2).any()
 
@@ -101,7 +101,7 @@ def test_losses_are_those_of_the_parameters_they_name(recorded: tuple[Task, Flat
     end, random = store.row(0, 4), generator(3, "observe", "landscape")
     torch.randperm(60, generator=random)  # the sample is drawn first
     chance = [filter_normalised(network, end, random) for _ in range(2)]
-    for key, (first, second) in (("around", chance), ("plane", path_plane(store, 0).directions)):
+    for key, (first, second) in (("around", chance), ("plane", path_plane(store, 0, Reporter()).directions)):
         look = found[key]
         assert len(look["x"]) == len(look["y"]) == 5
         for row, column in ((0, 0), (1, 4), (4, 2)):
