@@ -21,6 +21,7 @@ from jobs.news import News, newest, news
 
 NEWS_SECONDS = 0.5
 KEEPALIVE_SECONDS = 15.0
+AWAY_SECONDS = 3.0  # until a stream looks again whose database did not answer
 
 log = logging.getLogger("potstill.api")
 
@@ -108,7 +109,8 @@ async def stream(
     """Call `look(after, whether there may be new events)` now and then, and at once when there are some; yield server-sent events.
 
     about: ids of the job and its steps. Recorded events carry their id, for Last-Event-ID; `progress` carries none, since the next one
-    replaces it. Ends after `end`, or without one when the service stops: the client then comes back with its Last-Event-ID.
+    replaces it. While the database is away there are no news. Ends after `end`, or without one when the service stops: the client then
+    comes back with its Last-Event-ID.
     """
     shown: dict[str, Any] | None = None
     said = time.monotonic()
@@ -117,7 +119,15 @@ async def stream(
         while not stopping.is_set():
             news = bell.is_set()
             bell.clear()
-            seen = await look(after, news)
+            try:
+                seen = await look(after, news)
+            except SQLAlchemyError as error:
+                log.debug("a stream waits for the database: %s", error)
+                bell.set()
+                with anyio.move_on_after(AWAY_SECONDS):
+                    await stopping.wait()
+                yield KEEPALIVE_COMMENT
+                continue
             for number, kind, body in seen.events:
                 after = number
                 yield format_sse_event(data_str=json.dumps(body), event=kind, id=str(number))

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 
 from api.event_stream import KEEPALIVE_SECONDS
+from jobs import views
 from jobs.settings import Settings
 from tests.api.fakes import FakeWorker
 
@@ -103,6 +106,27 @@ def test_an_event_is_told_at_once_however_many_watch(client: TestClient, worker:
     ended = time.monotonic()
     thread.join()
     assert seen[0] - ended < KEEPALIVE_SECONDS / 2
+
+
+def test_a_stream_outlasts_a_database_that_is_away(client: TestClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = client.post("/distill", json={"preset": "smoke"}).json()
+    some, looks = views.some, []
+
+    def sometimes(*asked: Any) -> Any:
+        looks.append(asked)
+        if len(looks) in (2, 4):  # the first is the route's own
+            raise OperationalError("SELECT", {}, Exception("connection refused"))
+        if len(looks) == 5:
+            worker.finish(job["id"])
+        return some(*asked)
+
+    monkeypatch.setattr("api.event_stream.AWAY_SECONDS", 0.01)
+    monkeypatch.setattr("jobs.views.some", sometimes)
+    told = _events(client.get(job["links"]["events"], headers=STREAM).text)
+    recorded = [int(one["id"]) for one in told if "id" in one]
+    assert len(looks) >= 5
+    assert recorded == [one["id"] for one in client.get(job["links"]["events"]).json()["data"]]
+    assert told[-1]["event"] == "end"
 
 
 def test_curves_are_thinned_and_chosen(client: TestClient, worker: FakeWorker) -> None:
