@@ -17,7 +17,7 @@ import redis
 
 from jobs.models import QUEUES
 from tests.chaos.servers import Manner, PostgreSQL, Proxy
-from tests.chaos.stand import Late, Stand, pause, wait_for
+from tests.chaos.stand import HTTP, Late, Stand, pause, wait_for
 from tests.worker.service import RedisServer
 from worker.app import TASK, make_app
 
@@ -167,7 +167,7 @@ def kill_api(scene: Scene) -> None:
 
 def _ask(stand: Stand, spec: dict[str, Any], key: str) -> None:
     with contextlib.suppress(httpx.TransportError):
-        httpx.post(f"{stand.url}/distill", json=spec, headers={"Idempotency-Key": key}, timeout=30)
+        HTTP.post(f"{stand.url}/distill", json=spec, headers={"Idempotency-Key": key})
 
 
 def kill_maintenance(scene: Scene) -> None:
@@ -226,7 +226,7 @@ def cancel_and_retry(scene: Scene) -> None:
     """Cancel the job, and half of the time kill who would stop its step; then post it again from where it was."""
     stand = scene.stand
     step, _, child = stand.victim(scene.job_id, scene.step)
-    answer = httpx.post(f"{stand.url}/jobs/{scene.job_id}/cancel", timeout=30)
+    answer = HTTP.post(f"{stand.url}/jobs/{scene.job_id}/cancel")
     if answer.status_code == 409:
         raise Late
     answer.raise_for_status()
@@ -235,7 +235,7 @@ def cancel_and_retry(scene: Scene) -> None:
             os.kill(child, signal.SIGKILL)
         scene.said.append(f"{step.kind}, its supervisor killed")
     wait_for(lambda: stand.state(scene.job_id) == "cancelled", "the job to be cancelled")
-    answer = httpx.post(f"{stand.url}/jobs/{scene.job_id}/retry", timeout=30)
+    answer = HTTP.post(f"{stand.url}/jobs/{scene.job_id}/retry")
     scene.job_id = answer.raise_for_status().json()["id"]
 
 

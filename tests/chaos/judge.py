@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.models import Artifact, Event, Job, JobStep, Metric, Step
 from jobs.store import open_store
-from tests.chaos.stand import Stand
+from tests.chaos.stand import HTTP, Stand
 from tests.object_server import ObjectServer
 
 File = tuple[str, str]  # the name of a step, and of a file that it left
@@ -78,7 +77,7 @@ def _rows(session: Session, job_id: str) -> Facts:
 def _stored(stand: Stand, server: ObjectServer | None) -> dict[str, bytes]:
     """Every file that stands where whole ones do, by its name."""
     if server is not None:
-        return {name: httpx.get(url, timeout=30).raise_for_status().content for name, url in server.objects(stand.settings).items()}
+        return {name: HTTP.get(url).raise_for_status().content for name, url in server.objects(stand.settings).items()}
     return {path.name: path.read_bytes() for path in (Path(stand.settings.store) / "sha256").rglob("*") if path.is_file()}
 
 
@@ -86,10 +85,10 @@ def _download(stand: Stand, job_id: str, facts: Facts) -> None:
     """The synthetic set and every other file, as anybody gets them."""
     (result,) = stand.get("/synthetic-sets")["data"]
     address = f"{stand.url}/synthetic-sets/{result['id']}/download?format=safetensors"
-    facts.downloaded = _sha256(httpx.get(address, timeout=30, follow_redirects=True).raise_for_status().content)
+    facts.downloaded = _sha256(HTTP.get(address, follow_redirects=True).raise_for_status().content)
     listed = stand.get(f"/jobs/{job_id}/artifacts")["data"]
     for one in listed:
-        content = httpx.get(f"{stand.url}/artifacts/{one['id']}/content", timeout=30, follow_redirects=True).raise_for_status().content
+        content = HTTP.get(f"{stand.url}/artifacts/{one['id']}/content", follow_redirects=True).raise_for_status().content
         if _sha256(content) != one["sha256"]:
             facts.wrong.append(f"{one['name']} came over HTTP with other bytes than its sha256 says")
     if Counter(one["sha256"] for one in listed) != Counter(facts.artifacts.values()):

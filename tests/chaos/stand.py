@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.database import readers
-from jobs.models import Job, JobStep, Step
+from jobs.models import Job, JobStep, Step, Worker
 from tests.worker.service import Service
 from worker.patience import AWAY
 
@@ -25,6 +25,8 @@ WORKERS = ("one", "two")
 PATIENCE = 150.0  # seconds in which anything must end
 
 
+# A connection for each request, as an API that is killed needs; making a client each time would cost ten times what the request does.
+HTTP = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 STOP = threading.Event()  # set: whoever waits is to give up, and to leave nothing behind
 
 
@@ -144,20 +146,21 @@ class Stand(Service):
                 pause(0.1)
 
     def get(self, path: str, **query: Any) -> Any:
-        return httpx.get(self.url + path, params=query, timeout=30).raise_for_status().json()
+        return HTTP.get(self.url + path, params=query).raise_for_status().json()
 
     def ready(self) -> None:
         """Wait until the API serves."""
-        wait_for(lambda: self._answers(), "the API to serve")
+        wait_for(lambda: self._answers(), "the API to serve", every=0.1)
 
     def warm(self) -> None:
         """Wait until every worker has loaded the engine, so that a step's time is that of its work."""
         self.ready()
-        wait_for(lambda: sum(bool(one["device"]) for one in self.get("/workers")["data"]) >= len(WORKERS), "the workers to be ready")
+        ready = select(func.count()).select_from(Worker).where(Worker.device.is_not(None))
+        wait_for(lambda: (self.read(lambda s: s.scalar(ready)) or 0) >= len(WORKERS), "the workers to be ready", every=0.1)
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+            return HTTP.get(f"{self.url}/healthz", timeout=5).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -166,7 +169,7 @@ class Stand(Service):
 
         def accepted() -> str | None:
             with contextlib.suppress(httpx.TransportError):
-                answer = httpx.post(f"{self.url}/distill", json=spec, headers={"Idempotency-Key": key}, timeout=30)
+                answer = HTTP.post(f"{self.url}/distill", json=spec, headers={"Idempotency-Key": key})
                 if answer.status_code < 500:
                     return str(answer.raise_for_status().json()["id"])
             return None
@@ -220,7 +223,7 @@ class Stand(Service):
         return self.read(lambda s: s.get_one(Step, step_id))
 
 
-def wait_for(condition: Callable[[], T | None], what: str, seconds: float = PATIENCE, every: float = 0.02) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, seconds: float = PATIENCE, every: float = 0.05) -> T:
     """The first value of `condition` that is neither None nor False. Raises `TimeoutError`, `Interrupted`."""
     deadline = time.monotonic() + seconds
     while (value := condition()) is None or value is False:

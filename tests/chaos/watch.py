@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from tests.chaos.stand import HTTP
+
 _ENDS = ("succeeded", "failed", "cancelled")
 
 
@@ -41,7 +43,7 @@ class Watcher:
         if not (listed := self._get(f"/jobs/{self.job_id}/artifacts")) or not listed["data"]:
             return
         one = random.choice(listed["data"])
-        answer = httpx.get(f"{self.url}/artifacts/{one['id']}/content", timeout=30, follow_redirects=True)
+        answer = HTTP.get(f"{self.url}/artifacts/{one['id']}/content", follow_redirects=True)
         if answer.status_code == 200 and hashlib.sha256(answer.content).hexdigest() != one["sha256"]:
             self._say(f"{one['name']} was shown with other bytes than its sha256 says")
         elif answer.status_code not in (200, 503):
@@ -61,7 +63,7 @@ class Watcher:
             self._say(f"a job that is {job['state']} shows {'a' if 'synthetic_set' in job['results'] else 'no'} synthetic set")
 
     def _get(self, path: str) -> Any:
-        answer = httpx.get(self.url + path, timeout=30)
+        answer = HTTP.get(self.url + path)
         if answer.status_code == 200:
             return answer.json()
         if answer.status_code != 503:
