@@ -72,7 +72,12 @@ class Looks:
                 ids = list(self._asked)[:MOST]
                 waiting = {job_id: self._asked.pop(job_id) for job_id in ids}
                 began = time.monotonic()
-                found = await to_thread.run_sync(self._look, ids, limiter=self._own_thread)
+                try:
+                    found = await to_thread.run_sync(self._look, ids, limiter=self._own_thread)
+                except BaseException as error:
+                    for asked in waiting.values():
+                        asked.set_exception(error)
+                    raise
                 took = (time.monotonic() - began) / len(ids)
                 for job_id, asked in waiting.items():
                     asked.set_result(_Read(found[job_id], took))

@@ -56,7 +56,7 @@ class Service:
             quota.require(session, self.store, needed)
 
     def write(self, work: Callable[[Session], T]) -> T:
-        """Run `work` in one transaction, again if the database asks for it; who changed something sees it at once."""
+        """Run `work` in one transaction, again if the database asks for it; who changed something here sees it at once."""
         try:
             return database.transact(self.sessions, work)
         finally:

@@ -39,7 +39,7 @@ class Progress(Body):
 class Queue(Body):
     """Where a job that waits for a worker stands: `ahead` steps are claimed first, so its `position` is one more.
 
-    Exact if nothing is posted, changed or ended meanwhile.
+    As of a few seconds ago, where many ask; it changes when others post, change or end something.
     """
 
     position: int

@@ -86,8 +86,9 @@ def _use_wal(connection: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    reads = connection.get_execution_options().get("reads_only", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if not options.get("no_transaction", False):
+        connection.exec_driver_sql("BEGIN" if options.get("reads_only", False) else "BEGIN IMMEDIATE")
 
 
 def _open_postgresql(connection: psycopg.Connection[Any], _record: Any) -> None:
@@ -115,10 +116,8 @@ def lookers(engine: Engine) -> sessionmaker[Session]:
 
     A connection that broke while nobody looked is an error of the next look: use them with `transact`, which looks again.
     """
-    options: dict[str, Any] = {"reads_only": True}
-    if engine.dialect.name == "postgresql":
-        options["isolation_level"] = "AUTOCOMMIT"
-    return sessionmaker(engine.execution_options(**options), expire_on_commit=False)
+    own = {"isolation_level": "AUTOCOMMIT"} if engine.dialect.name == "postgresql" else {"no_transaction": True}
+    return sessionmaker(engine.execution_options(**own), expire_on_commit=False)
 
 
 def transact(make: sessionmaker[Session], work: Callable[[Session], T]) -> T:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from anyio import CapacityLimiter
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -18,6 +18,7 @@ from jobs import views
 from jobs.bodies import JobView
 from jobs.database import connect, lookers
 from jobs.errors import NotFound
+from jobs.models import Job
 from jobs.recent import GRACE, Recent
 from jobs.settings import Settings
 from jobs.store import FolderStore
@@ -109,6 +110,33 @@ def test_what_is_wrong_with_one_job_is_not_held_against_the_others(world: World,
 
     seen, failed, missing = asyncio.run(ask())
     assert (seen.job.id, type(failed), type(missing)) == (good, ValueError, NotFound)
+
+
+def test_each_statement_of_a_look_sees_its_own_moment(world: World) -> None:
+    """So an answer from before a change is never taken for one of after it, and kept."""
+    with lookers(world.database.engine)() as session:
+        before = session.scalar(select(func.count()).select_from(Job))
+        world.submit(plan("distill"))
+        assert (before, session.scalar(select(func.count()).select_from(Job))) == (0, 1)
+
+
+def test_a_look_for_which_there_is_no_thread_is_an_error_and_no_silence(
+    world: World, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    job_id = world.submit(plan("distill"))
+
+    async def ask() -> list[Any]:
+        with monkeypatch.context() as broken:
+            broken.setattr(looks, "_look", none)
+            first = await asyncio.wait_for(asyncio.gather(looks.job(job_id), return_exceptions=True), 10)
+        return [*first, await looks.job(job_id)]
+
+    failed, seen = asyncio.run(ask())
+    assert type(failed) is RuntimeError
+    assert seen.job.id == job_id
 
 
 def test_who_goes_away_takes_nothing_from_the_others(world: World, looks: Looks) -> None:
