@@ -46,13 +46,16 @@ class Scene:
 class Fault:
     """strike: at a moment of the running job; or instead of a plain post (`posts`), and then it returns with the job posted.
 
-    store: what kind of artifact store the installation needs for it.
+    store: what kind of artifact store the installation needs for it. fills: the folder that can be made full. costs: how many failures of
+    its steps may count against them.
     """
 
     strike: Callable[[Scene], None]
     databases: tuple[str, ...] = BOTH
-    store: Literal["folder", "small", "server"] = "folder"
+    store: Literal["folder", "server"] = "folder"
+    fills: Literal["", "store", "scratch"] = ""
     posts: bool = False
+    costs: int = 0
 
 
 def kill_runner(scene: Scene) -> None:
@@ -191,7 +194,7 @@ def double_messages(scene: Scene) -> None:
 
 
 def fill_disk(scene: Scene) -> None:
-    """The folder of the artifact store takes nothing more, until some file was refused and a little longer."""
+    """A folder takes nothing more, until some file was refused and a little longer."""
     flag = full_flag(scene.stand.settings.home)
     flag.touch()
     try:
@@ -240,12 +243,12 @@ def cancel_and_retry(scene: Scene) -> None:
 
 
 def full_flag(home: Path) -> Path:
-    """While this file exists, the store of an installation is full."""
+    """While this file exists, the folder of an installation that its fault fills is full."""
     return home / "full"
 
 
 FAULTS = {
-    "runner-killed": Fault(kill_runner),
+    "runner-killed": Fault(kill_runner, costs=1),
     "child-killed": Fault(kill_child),
     "worker-killed": Fault(kill_worker),
     "main-killed": Fault(kill_main),
@@ -259,7 +262,8 @@ FAULTS = {
     "api-killed": Fault(kill_api, posts=True),
     "maintenance-killed": Fault(kill_maintenance),
     "messages-doubled": Fault(double_messages),
-    "disk-full": Fault(fill_disk, store="small"),
+    "disk-full": Fault(fill_disk, fills="store"),
+    "scratch-full": Fault(fill_disk, fills="scratch"),
     "store-errors": Fault(disturb_store, store="server"),
     "job-cancelled": Fault(cancel_and_retry),
 }

@@ -95,11 +95,13 @@ def _download(stand: Stand, job_id: str, facts: Facts) -> None:
         facts.wrong.append(f"the API lists {len(listed)} files, the database {len(facts.artifacts)}")
 
 
-def compare(facts: Facts, undisturbed: Facts) -> list[str]:
-    """Everything that is not as it must be; nothing when the round passed."""
+def compare(facts: Facts, undisturbed: Facts, costs: int = 0) -> list[str]:
+    """Everything that is not as it must be; nothing when the round passed. costs: failures that may have counted against steps."""
     said = list(facts.wrong)
     if facts.state != "succeeded":
         return [*said, f"the job is {facts.state}: {facts.error}"]
+    if facts.failures > costs:
+        said.append(f"counted against the steps are {facts.failures} failures, and may be {costs}")
     if facts.jobs != 1:
         said.append(f"there are {facts.jobs} jobs instead of one")
     for name, state in facts.steps.items():

@@ -110,7 +110,7 @@ class Lane:
             stand.ready()
             watcher.stop()
             outcome.facts = gather(stand, scene.job_id, self._objects if fault is not None and fault.store == "server" else None)
-            outcome.wrong += watcher.wrong + compare(outcome.facts, self.undisturbed or outcome.facts)
+            outcome.wrong += watcher.wrong + compare(outcome.facts, self.undisturbed or outcome.facts, fault.costs if fault else 0)
             outcome.wrong += [] if watcher.looks else ["nobody could look at the job"]
 
     def _build(self, round: Round, home: Path, fault: Fault | None, chance: random.Random, cleanup: contextlib.ExitStack) -> Scene:
@@ -133,8 +133,9 @@ class Lane:
             proxy = self._proxy(home, settings, cleanup)
         plain = make_service(home, redis.url, **settings)
         env = plain.env
-        if fault is not None and fault.store == "small":
-            env = env | {"LD_PRELOAD": str(self.shim), "CHAOS_FULL": str(full_flag(home)), "CHAOS_FOLDER": plain.settings.store}
+        if fault is not None and fault.fills:
+            folder = {"store": plain.settings.store, "scratch": str(plain.settings.scratch)}[fault.fills]
+            env = env | {"LD_PRELOAD": str(self.shim), "CHAOS_FULL": str(full_flag(home)), "CHAOS_FOLDER": folder}
         return Scene(Stand(plain.settings, plain.engine, env), redis, chance, SPEC, postgresql, proxy)
 
     def _wait_for_the_moment(self, scene: Scene) -> None:

@@ -230,6 +230,7 @@ def fill_and_wrap(reporter: Reporter, out: Path, work: Path) -> None:
         raise DdcoreError("download_failed", f"it could not be fetched: {error}", "try again") from error
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("action", "own"),
     [
@@ -255,6 +256,7 @@ def test_a_full_disk_is_the_machines_fault_and_what_can_be_is_freed(
     assert not unused.exists()
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_full_disk_of_a_step_that_was_told_to_stop_is_no_failure(
     attempt: Callable[[Action], tuple[Exit, Step, _Runner]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def test_a_template_that_could_not_start_is_named_and_leaves_the_step_to_others(
     assert broken._unfit == 0
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_worker_whose_disk_was_full_leaves_the_step_to_others(
     settings: Settings, engine: Engine, step_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_worker_whose_disk_was_full_leaves_the_step_to_others(
     assert (row(engine, step_id).state, row(engine, step_id).failures) == ("ready", 0)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_no_step_is_claimed_while_scratch_has_no_room(
     settings: Settings, engine: Engine, step_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
