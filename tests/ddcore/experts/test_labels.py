@@ -47,6 +47,7 @@ def test_images_without_labels_have_none_to_follow(tmp_path):
     plan_observe(ObserveSpec(**SMALL | {"experts": 0}), bare)  # where nothing follows them, none are needed
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_supervised_experts_are_observed_like_others(tmp_path):
     plan = plan_observe(ObserveSpec(**SMALL), facts("digits-train"))
     folders = run_plan(plan, tmp_path, torch.device("cpu"), Resources(), lambda step: Reporter(), lambda *done: None)

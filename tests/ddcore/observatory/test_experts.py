@@ -61,6 +61,7 @@ def seen(task: Task, shards: list[Path], rows: list[dict[str, Any]]) -> dict[str
     return observe_experts(task, shards, FACTS, rows, Ledger(task.work, "experts", task.reporter))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_noise_of_experts_is_its_definition_over_all_parameters_and_over_the_encoder(tmp_path: Path) -> None:
     task = task_of(tmp_path, same_start=True)
     paths = walks(5, build_student(STUDENT, (1, 8, 8), 3).num_parameters)
@@ -77,6 +78,7 @@ def test_noise_of_experts_is_its_definition_over_all_parameters_and_over_the_enc
     assert (tmp_path / "out" / "expert_noise.png").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_experts_of_many_starts_have_no_such_noise(tmp_path: Path) -> None:
     paths = walks(4, build_student(STUDENT, (1, 8, 8), 3).num_parameters, same_start=False)
     task, shards = task_of(tmp_path / "apart", same_start=False), shards_of(tmp_path, paths)

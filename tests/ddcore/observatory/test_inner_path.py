@@ -86,6 +86,7 @@ def test_a_plane_of_all_rows_is_the_principal_plane() -> None:
     np.testing.assert_allclose(projected.explained.numpy(), plain.explained.numpy(), rtol=1e-10)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_that_diverges_is_left_out_with_a_note(recorded: Recorded) -> None:
     task = recorded()
     path: Path = task.input("set") / "synthetic.safetensors"

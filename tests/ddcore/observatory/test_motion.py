@@ -104,7 +104,7 @@ from ddcore.observatory.pca import centred_gram
 
 torch.set_num_threads(1)
 draw = torch.Generator().manual_seed(0)
-count, columns = 200, 1_000_000
+count, columns = 200, 400_000
 basis = torch.randn(3, columns, generator=draw)
 mixing = torch.randn(count, 3, generator=draw).cumsum(0)
 
@@ -113,7 +113,7 @@ def read(first, last):
 
 rows = {"student": torch.arange(100), "teacher": torch.arange(100, 200)}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = motion(read, rows, torch.arange(100), [("first", 400_000), ("second", 600_000)], columns)
+found = motion(read, rows, torch.arange(100), [("first", 150_000), ("second", 250_000)], columns)
 gram = centred_gram(read, count, columns)
 null = against_null(gram, list(rows.values()), draw)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -123,9 +123,9 @@ print((after - before) / 2**20, float(found.paths["student"].distance_from_start
 """
 
 
-def test_200_snapshots_of_a_million_parameters_take_less_than_a_gibibyte() -> None:
+def test_200_snapshots_take_far_less_memory_than_they_would_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
     gibibytes, ratio, draws = map(float, done.stdout.split())
-    assert gibibytes < 1
+    assert gibibytes < 2 / 3 * 200 * 400_000 * 8 / 2**30
     assert ratio == pytest.approx(1, rel=1e-5)
     assert draws == 20

@@ -106,6 +106,7 @@ def test_the_summary_has_the_headline_numbers_and_the_figures_are_there(observed
         assert all((folder / f"{name}.{form}").stat().st_size > 100 for form in ("png", "svg", "json"))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_single_run_of_another_kind_has_no_gap_and_no_noise(tmp_path: Path) -> None:
     teacher = {name: TEACHER[name] for name in ("backbone", "epochs", "warmup_epochs", "snapshots", "augment")}
     folders = run(tmp_path, plan_observe(ObserveSpec(teacher={"ssl": "simclr", **teacher}), facts("digits-train")))
@@ -130,6 +131,7 @@ def test_a_run_without_snapshots_says_what_to_do(observed: dict[str, Path], tmp_
     assert (caught.value.code, "ssl dino, barlow_twins or simclr" in caught.value.hint) == ("missing_input", True)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_service_names_no_role_that_nothing_plays(observed: dict[str, Path], tmp_path: Path) -> None:
     summary = observe(task_of(observed, tmp_path / "out", observed["teacher"]))
     assert (summary["runs"], "experts" in summary) == (1, False)
@@ -147,6 +149,7 @@ def test_the_scatter_of_gradients_stands_beside_that_of_the_experts(observed: di
     assert [row["value"] for row in rows if (row["quantity"], row["path"]) == ("gradient_noise", "expert 0")] == curves[2]["ratio"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_runs_of_different_networks_share_no_plane(observed: dict[str, Path], tmp_path: Path) -> None:
     wider = TEACHER | {"backbone": {"name": "convnet", "width": 12, "depth": 2}}
     plan = plan_observe(ObserveSpec(teacher=wider), facts("digits-train"))
