@@ -14,12 +14,13 @@ import pytest
 
 from jobs import object_store
 from jobs.errors import Damaged, NotFound, StoreAway, StoreFull, StoreUnusable
-from jobs.object_store import AT_ONCE, PART, ObjectStore
+from jobs.object_store import PART, RETRY, ObjectStore
 from jobs.settings import Settings
 from jobs.store import PIECE, FolderStore, Store, open_store
 from tests.jobs.harness import at_once, harm
 from tests.object_server import ObjectServer
 
+AT_ONCE = 2  # requests, so that a file which takes more is not so large
 EARLIER, LATER = datetime(2001, 1, 1, tzinfo=UTC), datetime(2101, 1, 1, tzinfo=UTC)
 
 
@@ -72,7 +73,10 @@ def test_a_file_is_named_by_its_bytes(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, AT_ONCE * PART + PART + 17])
-def test_a_file_of_any_size_comes_back_whole_and_in_part_with_signs_of_life(kept: Kept, tmp_path: Path, size: int) -> None:
+def test_a_file_of_any_size_comes_back_whole_and_in_part_with_signs_of_life(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(object_store, "AT_ONCE", AT_ONCE)
     ticks: list[int] = []
     store = open_store(kept.settings, lambda: ticks.append(1))
     content = os.urandom(size)
@@ -252,7 +256,9 @@ def test_anybody_may_fetch_a_file_by_its_address_under_its_name(bucket: Kept, tm
     assert elsewhere.read(blob.sha256) == b"0123456789"
 
 
-def test_a_server_that_is_away_is_asked_again_and_then_named(tmp_path: Path) -> None:
+def test_a_server_that_is_away_is_asked_again_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = RETRY["backoff"] | {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=2)}
+    monkeypatch.setitem(RETRY, "backoff", at_once)
     server = ObjectServer()
     server.start()
     store = open_store(server.settings(tmp_path / "home"))

@@ -46,15 +46,15 @@ def post(world: World, owner: str, count: int, first: int = 0, **options: object
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_who_comes_late_with_one_job_is_served_next(world: World, workers: int) -> None:
-    post(world, "ada", 40)
+    post(world, "ada", 12)
     assert served(world, 5, workers) == "aaaaa"
     post(world, "bob", 1, first=100)
     assert served(world, 3, workers) == "baa"
 
 
 def test_one_worker_alternates_and_two_take_one_each(world: World) -> None:
-    post(world, "ada", 20)
-    post(world, "bob", 12, first=100)
+    post(world, "ada", 11)
+    post(world, "bob", 10, first=100)
     post(world, "cy", 2, first=200)
     assert served(world, 9) == "abcabcaba"
     assert served(world, 8, workers=2) == "babababa"

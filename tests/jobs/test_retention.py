@@ -227,6 +227,7 @@ def test_what_was_interrupted_is_gone_on_with(world: World, monkeypatch: pytest.
     assert len(told) == 5
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_large_collection_goes_on_over_many_calls(anywhere: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with as little work as there is; what they tell adds up to what one call tells."""
     world = anywhere

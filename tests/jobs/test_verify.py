@@ -37,6 +37,7 @@ def makers(found: list[BadFile]) -> dict[str, list[tuple[str, str | None, str | 
     return {one.sha256: [(by.name, by.step, by.job_id) for by in one.named_by] for one in found}
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_damaged_file_is_told_set_aside_and_made_again(anywhere: World) -> None:
     world = anywhere
     first = world.submit(plan("a", "b<a", "distill<b"))
@@ -128,9 +129,8 @@ def test_what_is_put_again_or_removed_meanwhile_is_not_told(world: World, monkey
     assert world.step(job_id, "a").lost_at is None
 
 
-def test_a_large_store_is_read_over_many_calls(anywhere: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_store_is_read_over_many_calls(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with as little work as there is; what they tell adds up to what one call tells."""
-    world = anywhere
     names = [f"n{number}" for number in range(9)]
     job_id = world.submit(plan(*names, "distill<" + ",".join(names)))
     world.finish_job(job_id)
