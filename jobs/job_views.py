@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.bodies import Error, EventView, JobView, Page, Progress, Queue, StepView
@@ -19,6 +19,18 @@ from jobs.phases import phase
 from jobs.place import rank, steps_ahead
 from jobs.recent import FRESH, Recent
 from jobs.workers import Crew, crews, other_engine
+
+# A job's own row, its result and labels come with its first step, so that they are not sent again with each. Put together once: that
+# takes as long as to ask.
+_SOME = (
+    select(JobStep, Step, Job, Result, JobLabel.label)
+    .join(Step, Step.id == JobStep.step_id)
+    .outerjoin(Job, and_(Job.id == JobStep.job_id, JobStep.position == 0))
+    .outerjoin(Result, Result.job_id == Job.id)
+    .outerjoin(JobLabel, JobLabel.job_id == Job.id)
+    .where(JobStep.job_id.in_(bindparam("job_ids", expanding=True)))
+    .order_by(JobStep.job_id, JobStep.position, JobLabel.label)
+)
 
 
 def job(session: Session, job_id: str, recent: Recent = FRESH) -> JobView:
@@ -43,12 +55,7 @@ def some(session: Session, job_ids: Sequence[str], recent: Recent | None) -> dic
     what time it is there, how long steps took), for those who ask for many jobs.
     """
     found: dict[str, _Found] = {}
-    # A job's own row, its result and labels come with its first step, so that they are not sent again with each.
-    own = and_(Job.id == JobStep.job_id, JobStep.position == 0)
-    query = select(JobStep, Step, Job, Result, JobLabel.label).join(Step, Step.id == JobStep.step_id).outerjoin(Job, own)
-    query = query.outerjoin(Result, Result.job_id == Job.id).outerjoin(JobLabel, JobLabel.job_id == Job.id)
-    query = query.where(JobStep.job_id.in_(job_ids)).order_by(JobStep.job_id, JobStep.position, JobLabel.label)
-    for link, step, row, result, label in session.execute(query):
+    for link, step, row, result, label in session.execute(_SOME, {"job_ids": job_ids}):
         one = found.setdefault(link.job_id, _Found(row, result))
         one.labels += [] if label is None else [label]
         if not one.links or one.links[-1][0] is not link:
