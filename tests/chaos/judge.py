@@ -43,6 +43,7 @@ class Facts:
 def gather(stand: Stand, job_id: str, server: ObjectServer | None = None) -> Facts:
     """All that a job left, read back from database, store and API. server: of the objects, if they are not in a folder."""
     facts = stand.read(lambda session: _rows(session, job_id))
+    facts.seconds = stand.took(job_id)
     store = open_store(stand.settings)
     for (step, name), sha256 in facts.artifacts.items():
         if not store.verify(sha256):
@@ -65,8 +66,6 @@ def _rows(session: Session, job_id: str) -> Facts:
         facts.successes[name] = events["step_succeeded"]
         facts.attempts += step.attempt
         facts.failures += step.failures
-        if step.started_at and step.finished_at:
-            facts.seconds[name] = (step.finished_at - step.started_at).total_seconds()
         for file in session.scalars(select(Artifact).where(Artifact.step_id == step.id)):
             facts.artifacts[name, file.name] = file.sha256
         for curve, x in session.execute(select(Metric.name, Metric.x).where(Metric.step_id == step.id).order_by(Metric.name, Metric.x)):

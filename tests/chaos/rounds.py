@@ -139,13 +139,17 @@ class Lane:
         return Scene(Stand(plain.settings, plain.engine, env), redis, chance, SPEC, postgresql, proxy)
 
     def _wait_for_the_moment(self, scene: Scene) -> None:
-        """Wait until a moment that is anywhere in the work of the undisturbed run, as likely as any other."""
+        """Wait until a moment that is anywhere in the work of the undisturbed run, as likely as any other.
+
+        On a busy machine that run was faster or slower than this one, as the steps before tell: else many a fault would come too late.
+        """
         assert self.undisturbed is not None
         seconds = self.undisturbed.seconds
         scene.step = scene.random.choices(list(seconds), list(seconds.values()))[0]
         step_id, begun = scene.stand.steps(scene.job_id)[scene.step], ("running", "succeeded", "failed", "cancelled")
         wait_for(lambda: scene.stand.step(step_id).state in begun, f"step {scene.step} to begin")
-        until = time.monotonic() + scene.random.uniform(0.0, seconds[scene.step])
+        before = {name: step for name, step in scene.stand.took(scene.job_id).items() if name != scene.step}
+        until = time.monotonic() + scene.random.uniform(0.0, seconds[scene.step]) * pace(before, seconds)
         while time.monotonic() < until and scene.stand.step(step_id).state == "running":
             pause(0.02)
 
@@ -172,3 +176,9 @@ class Lane:
         settings |= {"store": there.store, "store_endpoint": proxy.url, "store_access_key_id": there.store_access_key_id}
         settings["store_secret_access_key"] = there.store_secret_access_key.get_secret_value()
         return proxy
+
+
+def pace(took: dict[str, float], undisturbed: dict[str, float]) -> float:
+    """How much longer steps take here than they took undisturbed, by those that are done. Both: seconds by name."""
+    known = sum(undisturbed[name] for name in took)
+    return sum(took.values()) / known if known else 1.0

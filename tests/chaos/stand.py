@@ -196,6 +196,12 @@ class Stand(Service):
         query = steps.where(JobStep.job_id == job_id, Step.state == "running")
         return self.read(lambda s: dict(s.execute(query).tuples().all()))
 
+    def took(self, job_id: str) -> dict[str, float]:
+        """Seconds that the attempt took which finished a step of a job, by the step's name."""
+        times = select(JobStep.name, Step.started_at, Step.finished_at).join(Step, Step.id == JobStep.step_id)
+        rows = self.read(lambda s: s.execute(times.where(JobStep.job_id == job_id, Step.state == "succeeded")).all())
+        return {name: (finished - started).total_seconds() for name, started, finished in rows if started and finished}
+
     def victim(self, job_id: str, name: str = "") -> tuple[Step, str, int]:
         """A running step (the one called `name` if it runs), its worker's name, and the pool child that supervises it. Raises `Late`."""
 

@@ -18,6 +18,7 @@ from jobs.store import open_store
 from tests.chaos.__main__ import plan
 from tests.chaos.faults import FAULTS
 from tests.chaos.judge import SET, Facts, compare, gather, misnamed
+from tests.chaos.rounds import pace
 from tests.chaos.servers import Manner, Proxy
 from tests.chaos.stand import Stand
 from tests.chaos.watch import Watcher
@@ -117,6 +118,12 @@ def test_every_fault_is_played_on_a_database_that_it_applies_to() -> None:
     assert rounds != plan(20, seed=6)
     with pytest.raises(SystemExit, match="applies only to postgresql"):
         plan(1, 0, ["postgresql-crashed"], ["sqlite"])
+
+
+def test_a_fault_waits_as_much_longer_as_the_steps_before_it_took() -> None:
+    undisturbed = {"teacher": 1.0, "experts": 2.0, "distill": 9.0}
+    assert pace({}, undisturbed) == 1.0
+    assert pace({"teacher": 3.0, "experts": 1.5}, undisturbed) == 1.5
 
 
 @pytest.fixture
