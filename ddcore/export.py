@@ -1,10 +1,11 @@
 """A synthetic set in the formats that other tools read, and what 8-bit formats cost it."""
 
+import functools
 import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,17 @@ def export_set(task: Task) -> dict[str, Any]:
     sets give equal bytes.
     """
     data = load_synthetic(task.input("set") / FILE)
-    writers = {
-        "synthetic.pt": write_tensors,
-        "synthetic-png.zip": write_png_zip,
-        "synthetic.parquet": write_parquet,
-        "synthetic-mtt.zip": write_mtt_zip,
-        "preview.png": write_preview,
+    pngs = functools.cache(lambda: _pngs(data, task.reporter.pulse))
+    writers: dict[str, Callable[[Path], None]] = {
+        "synthetic.pt": lambda path: write_tensors(data, path),
+        "synthetic-png.zip": lambda path: write_png_zip(data, pngs(), path),
+        "synthetic.parquet": lambda path: write_parquet(data, pngs(), path),
+        "synthetic-mtt.zip": lambda path: write_mtt_zip(data, path),
+        "preview.png": lambda path: write_preview(data, path),
     }
     for done, (name, write) in enumerate(writers.items()):
         task.reporter.progress(done, len(writers), "files", name)
-        write(data, task.out / name)
+        write(task.out / name)
     task.reporter.progress(len(writers), len(writers), "files")
     sizes = {name: (task.out / name).stat().st_size for name in writers}
     return {"num_images": len(data.images), "files": sizes, "rounding": rounding(data)}
@@ -74,17 +76,17 @@ def write_tensors(data: SyntheticSet, path: Path) -> None:
     path.write_bytes(_tensor_file(tensors))
 
 
-def write_png_zip(data: SyntheticSet, path: Path) -> None:
-    """00000.png and so on (8-bit), targets.npy float32 [m, d], meta.json."""
-    members = {f"{number:05d}.png": png for number, png in enumerate(_pngs(data))}
+def write_png_zip(data: SyntheticSet, pngs: Sequence[bytes], path: Path) -> None:
+    """The images as files `pngs`: 00000.png and so on (8-bit), targets.npy float32 [m, d], meta.json."""
+    members = {f"{number:05d}.png": png for number, png in enumerate(pngs)}
     targets = io.BytesIO()
     np.save(targets, data.targets.numpy())
     _write_zip(path, members | {"targets.npy": targets.getvalue(), "meta.json": _meta(data)})
 
 
-def write_parquet(data: SyntheticSet, path: Path) -> None:
-    """Rows of image (8-bit PNG), target (list of float32), index; the facts of `_meta` in the schema's metadata."""
-    images = [{"bytes": png, "path": f"{number:05d}.png"} for number, png in enumerate(_pngs(data))]
+def write_parquet(data: SyntheticSet, pngs: Sequence[bytes], path: Path) -> None:
+    """Rows of image (one of `pngs`: 8-bit), target (list of float32), index; the facts of `_meta` in the schema's metadata."""
+    images = [{"bytes": png, "path": f"{number:05d}.png"} for number, png in enumerate(pngs)]
     schema = pa.schema(
         [
             ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -123,10 +125,12 @@ def _tensor_file(value: Tensor | Mapping[str, Tensor]) -> bytes:
     return out.getvalue()
 
 
-def _pngs(data: SyntheticSet) -> list[bytes]:
+def _pngs(data: SyntheticSet, pulse: Callable[[], None]) -> list[bytes]:
+    """The images as PNG files of 8 bits. pulse: called for each; it may raise."""
     pixels = (data.quantised().images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     encoded = []
     for image in pixels:
+        pulse()
         out = io.BytesIO()
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, format="PNG")
         encoded.append(out.getvalue())

@@ -1,7 +1,6 @@
 """Built-in data sets as arrays: bundled digits, and what torchvision fetches and verifies."""
 
 import fcntl
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +14,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from ddcore.beside import beside
 from ddcore.data.builtins import Builtin
 from ddcore.errors import DdcoreError
 from ddcore.events import Reporter
 
 DIGITS_TEST = 500
 DIGITS_SEED = 0
-_POLL = 0.2  # seconds between two looks at a download
+_POLL = 0.2  # seconds between two looks at a lock
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64] | None, tuple[str, ...]]
 
@@ -62,31 +62,20 @@ def _alone(folder: Path, reporter: Reporter) -> Iterator[None]:
 
 def _fetch(known: Builtin, folder: Path, reporter: Reporter) -> Any:
     """torchvision's data set object, its files downloaded to `folder` and checked against their MD5."""
-    outcome: dict[str, Any] = {}
-
-    def work() -> None:
-        try:
-            outcome["dataset"] = getattr(torchvision.datasets, known.loader)(root=folder, download=True, **known.arguments)
-        except Exception as error:  # carried to the thread that waits; sorted there
-            outcome["error"] = error
-
     before = _size(folder)
-    thread = threading.Thread(target=work, daemon=True)  # daemon: a stopped step must not wait for the network
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL)
+
+    def say() -> None:
         done = min(_size(folder) - before, known.download_bytes - 1)
         reporter.progress(max(done, 0), known.download_bytes, "bytes", f"fetching {known.title}")
-    if "error" in outcome:
-        error = outcome["error"]
-        if not isinstance(error, OSError | RuntimeError | EOFError | ValueError):
-            raise error
+
+    try:
+        return beside(lambda: getattr(torchvision.datasets, known.loader)(root=folder, download=True, **known.arguments), say)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise DdcoreError(
             "download_failed",
             f"{known.title} could not be fetched or verified: {error}",
             f"check the worker's network and try again, or get it from {known.homepage} and upload it as a zip",
         ) from error
-    return outcome["dataset"]
 
 
 def _size(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """A data set in memory: one uint8 tensor of images, perhaps labels; and the normalisation of its pixels."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +59,17 @@ def load_dataset(path: Path) -> Images:
     return Images(images, labels, classes)
 
 
-def mean_std(images: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel of images uint8 [n, c, h, w], in 0..1 pixel units; a constant channel has deviation 1."""
+def mean_std(images: torch.Tensor, pulse: Callable[[], None] = lambda: None) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel of images uint8 [n, c, h, w], in 0..1 pixel units; a constant channel has deviation 1.
+
+    pulse: called now and then; it may raise.
+    """
     channels = images.shape[1]
     count = images.numel() // channels
     total = torch.zeros(channels, dtype=torch.float64)
     squares = torch.zeros(channels, dtype=torch.float64)
     for start in range(0, len(images), _CHUNK):
+        pulse()
         part = images[start : start + _CHUNK].double() / 255
         total += part.sum((0, 2, 3)).cpu()
         squares += part.square().sum((0, 2, 3)).cpu()

@@ -53,7 +53,7 @@ def evaluate_cell(task: Task) -> dict[str, Any]:
 
 def _halves(task: Task, number: int, data: SyntheticSet) -> tuple[Labelled, Labelled]:
     """What probes of one task are fitted and scored on: its two datasets, or two parts of the first where `validation` is given."""
-    train, place = task.inputs["downstream_train"][number], (shape_of(data), data.info, task.device)
+    train, place = task.inputs["downstream_train"][number], (shape_of(data), data.info, task.device, task.reporter.pulse)
     if (share := task.params.get("validation")) is not None:
         return load_held_out(train, share, *place)
     return load_pair(train, task.inputs["downstream_test"][number], *place)

@@ -22,6 +22,9 @@ BATCH = 1024
 FORWARD = 8  # a pass forward alone is worth a second thread from so many times the size on that training is
 
 
+Pulse = Callable[[], None]
+
+
 @dataclass(frozen=True)
 class Labelled:
     """images float32 [n, c, h, w], normalised for the encoder; labels int64 [n]; both on the device. names: of the classes."""
@@ -39,23 +42,28 @@ class Labelled:
         return Labelled(self.images[index], self.labels[index], self.names)
 
 
-def load_labelled(folder: Path, shape: tuple[int, int, int], info: dict[str, Any], device: torch.device) -> Labelled:
+def load_labelled(
+    folder: Path, shape: tuple[int, int, int], info: dict[str, Any], device: torch.device, pulse: Pulse = lambda: None
+) -> Labelled:
     """Read a dataset step's images for an encoder of input `shape` (c, h, w) with the `mean` and `std` of info.
 
-    Raises `DdcoreError` bad_dataset if it has no labels.
+    pulse: called for each batch; it may raise. Raises `DdcoreError` bad_dataset if it has no labels.
     """
     data = load_dataset(folder)
     if data.labels is None:
         raise DdcoreError("bad_dataset", "a downstream dataset has no labels", "name a dataset whose images lie in class folders")
-    parts = [normalise(fit(part.to(device), shape), info["mean"], info["std"]) for part in torch.split(data.images, BATCH)]
+    parts = []
+    for part in torch.split(data.images, BATCH):
+        pulse()
+        parts.append(normalise(fit(part.to(device), shape), info["mean"], info["std"]))
     return Labelled(torch.cat(parts), data.labels.to(device), data.classes)
 
 
 def load_pair(
-    train: Path, test: Path, shape: tuple[int, int, int], info: dict[str, Any], device: torch.device
+    train: Path, test: Path, shape: tuple[int, int, int], info: dict[str, Any], device: torch.device, pulse: Pulse = lambda: None
 ) -> tuple[Labelled, Labelled]:
     """The two halves of a labelled task. Raises `DdcoreError` bad_dataset also if they do not name the same classes."""
-    halves = load_labelled(train, shape, info, device), load_labelled(test, shape, info, device)
+    halves = load_labelled(train, shape, info, device, pulse), load_labelled(test, shape, info, device, pulse)
     if halves[0].names != halves[1].names:
         odd = sorted(set(halves[0].names) ^ set(halves[1].names))[:5]
         raise DdcoreError("bad_dataset", f"train and test name different classes: {', '.join(odd)} are in one only", "name both alike")
@@ -63,10 +71,10 @@ def load_pair(
 
 
 def load_held_out(
-    train: Path, share: float, shape: tuple[int, int, int], info: dict[str, Any], device: torch.device
+    train: Path, share: float, shape: tuple[int, int, int], info: dict[str, Any], device: torch.device, pulse: Pulse = lambda: None
 ) -> tuple[Labelled, Labelled]:
     """Training images to fit on, and a stratified `share` of them to score on in place of a test split: the same for every seed and arm."""
-    data = load_labelled(train, shape, info, device)
+    data = load_labelled(train, shape, info, device, pulse)
     rest, held = split(data.labels, share, generator(0, "held out"))
     return data.rows(rest), data.rows(held)
 
@@ -87,7 +95,7 @@ def fit(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def features(network: FlatNetwork, theta: Tensor, images: Tensor, pulse: Callable[[], None] = lambda: None) -> Tensor:
+def features(network: FlatNetwork, theta: Tensor, images: Tensor, pulse: Pulse = lambda: None) -> Tensor:
     """Penultimate features of normalised images [n, c, h, w]: float32 [n, F]. pulse: called for each batch; it may raise."""
     parts = []
     with threads_for(network, min(BATCH, len(images)) // FORWARD):
@@ -105,7 +113,7 @@ class Seen:
     theta: Tensor
     train: Labelled
     test: Labelled
-    pulse: Callable[[], None]
+    pulse: Pulse
 
     @functools.cached_property
     def train_x(self) -> Tensor:

@@ -52,7 +52,11 @@ def probe_accuracy(
     with threads_worth(max(train_x.numel(), test_x.numel())):  # many small operations would mostly wait for their second thread
         mean, deviation = standardisation(train_x)
         x = (train_x.double() - mean) / deviation
-        model = ridge(x, train_y, classes) if kind == "ridge" else logistic(x, train_y, classes, generator, pulse=pulse, ledger=ledger)
+        model = (
+            ridge(x, train_y, classes, pulse=pulse)
+            if kind == "ridge"
+            else logistic(x, train_y, classes, generator, pulse=pulse, ledger=ledger)
+        )
         hits = 0
         for rows, truth in zip(torch.split(test_x, 4096), torch.split(test_y, 4096), strict=True):
             pulse()
@@ -68,7 +72,7 @@ def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(deviation > 1e-7 * (1 + mean.abs()), deviation, 1.0)
 
 
-def ridge(x: Tensor, y: Tensor, classes: int, penalties: tuple[float, ...] = RIDGE_PENALTIES) -> Linear:
+def ridge(x: Tensor, y: Tensor, classes: int, penalties: tuple[float, ...] = RIDGE_PENALTIES, pulse: Pulse = lambda: None) -> Linear:
     """Ridge regression to one-hot targets, its intercept not penalised; the penalty with the least leave-one-out squared error.
 
     x: float64 [n, f]. y: int64 [n]. penalties: multiples of the mean non-zero eigenvalue of the centred Gram matrix. The
@@ -85,7 +89,10 @@ def ridge(x: Tensor, y: Tensor, classes: int, penalties: tuple[float, ...] = RID
     scaled = vectors * values.sqrt() if dual else x @ vectors
     projected = scaled.T @ targets
     scale = float(values.sum()) / max(1, min(len(x) - 1, x.shape[1])) or 1.0
-    errors = [_left_out_error(scaled, values, projected, targets, scale * penalty) for penalty in penalties]
+    errors = []
+    for penalty in penalties:
+        pulse()
+        errors.append(_left_out_error(scaled, values, projected, targets, scale * penalty))
     penalty = scale * min(zip(errors, penalties, strict=True), key=lambda pair: (pair[0], -pair[1]))[1]
     if dual:
         weight = x.T @ (vectors @ ((vectors.T @ targets) / (values + penalty).unsqueeze(1)))

@@ -53,7 +53,7 @@ def tune_rates(task: Task) -> dict[str, Any]:
 
 def _training_images(task: Task, synthetic: SyntheticSet) -> Labelled:
     """All of them, or those that the cells will not score on."""
-    folder, place = task.input("downstream_train"), (shape_of(synthetic), synthetic.info, task.device)
+    folder, place = task.input("downstream_train"), (shape_of(synthetic), synthetic.info, task.device, task.reporter.pulse)
     if (share := task.params.get("validation")) is not None:
         return load_held_out(folder, share, *place)[0]
     return load_labelled(folder, *place)

@@ -5,7 +5,7 @@ Two forms of the same array [count, snapshots, P]. Whole: `trajectories`, float3
 so every snapshot is off by the rounding of one difference only, and nothing adds up along the way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -62,11 +62,12 @@ class Deltas:
     deltas: Tensor
 
     @classmethod
-    def of(cls, trajectories: Tensor) -> Self:
-        """From snapshots float32 [count, snapshots, P]."""
+    def of(cls, trajectories: Tensor, pulse: Callable[[], None] = lambda: None) -> Self:
+        """From snapshots float32 [count, snapshots, P]. pulse: called before each; it may raise."""
         start, deltas = trajectories[:, 0].clone(), torch.empty_like(trajectories[:, 1:], dtype=torch.bfloat16)
         for reached, path, own in zip(start.clone(), trajectories, deltas, strict=True):
             for snapshot, delta in zip(path[1:], own, strict=True):
+                pulse()
                 delta.copy_(snapshot - reached)
                 reached.add_(delta)
         return cls(start, deltas)
@@ -106,26 +107,33 @@ class Deltas:
         return reached
 
 
-def write_trajectories(folder: Path, trajectories: Tensor, storage: Storage, facts: str) -> dict[str, float]:
+def write_trajectories(
+    folder: Path, trajectories: Tensor, storage: Storage, facts: str, pulse: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Write a shard's file; `facts` (JSON) goes into its metadata. trajectories: float32 [count, snapshots, P].
+
+    pulse: called now and then; it may raise.
 
     Returns what is wrong with the stored snapshots, relative to each one's distance from its start: the largest and the mean, or
     nothing where they are stored whole.
     """
-    shard = Whole(trajectories) if storage == "float32" else Deltas.of(trajectories)
+    shard = Whole(trajectories) if storage == "float32" else Deltas.of(trajectories, pulse)
     # One entry of metadata: the library writes several in an order that changes from run to run.
     save_file(shard.tensors(), folder / NAME, metadata={"potstill": facts})
     if isinstance(shard, Whole):
         return {}
-    errors = torch.cat([_relative_errors(path, shard, expert) for expert, path in enumerate(trajectories)])
+    errors = torch.cat([_relative_errors(path, shard, expert, pulse) for expert, path in enumerate(trajectories)])
     return {"max": float(errors.max()), "mean": float(errors.mean())}
 
 
-def _relative_errors(path: Tensor, shard: Deltas, expert: int) -> Tensor:
+def _relative_errors(path: Tensor, shard: Deltas, expert: int, pulse: Callable[[], None]) -> Tensor:
     """|stored - true| / |true - start| of every snapshot but the first: [snapshots - 1]."""
-    errors = torch.stack([(shard.row(expert, t) - snapshot).norm() for t, snapshot in enumerate(path)])[1:]
+    errors, reached = [], shard.start[expert].clone()
+    for delta, snapshot in zip(shard.deltas[expert], path[1:], strict=True):
+        pulse()
+        errors.append((reached.add_(delta) - snapshot).norm())
     moved = (path[1:] - path[0]).norm(dim=1)
-    return torch.div(errors, moved.clamp_min(torch.finfo(path.dtype).tiny))
+    return torch.div(torch.stack(errors), moved.clamp_min(torch.finfo(path.dtype).tiny))
 
 
 class Trajectories:

@@ -47,7 +47,7 @@ def train_experts(task: Task) -> dict[str, Any]:
     spec, student = ExpertsSpec(**task.params["experts"]), StudentSpec(**task.params["student"])
     images = load_dataset(task.input("dataset") / "dataset.safetensors")
     targets = targets_of(task, images)
-    mean, std = mean_std(images.images)
+    mean, std = mean_std(images.images, task.reporter.pulse)
     network = build_student(student, images.shape, targets.shape[1]).to(task.device)
     if task.params.get("path") in ("teacher", "student"):
         shard = _own_paths(task, network, images, targets.shape[1])
@@ -161,7 +161,7 @@ def _finish(task: Task, shard: Shard, spec: ExpertsSpec, facts: dict[str, Any]) 
     trajectories = torch.stack(shard.snapshots)
     if not torch.isfinite(trajectories).all():
         raise DdcoreError("diverged", "an expert's parameters became infinite in its last step", "lower experts.lr or experts.momentum")
-    error = write_trajectories(task.out, trajectories, spec.storage, json.dumps(facts))
+    error = write_trajectories(task.out, trajectories, spec.storage, json.dumps(facts), task.reporter.pulse)
     stored = {"storage_error": error} if error else {}
     (task.out / "history.json").write_text(json.dumps({"first": task.params["first"], "loss": shard.losses, **stored}))
     for epoch in range(len(shard.losses[0])):

@@ -24,7 +24,7 @@ class Material:
     def of(task: Task) -> "Material":
         data = load_dataset(task.input("dataset") / "dataset.safetensors")
         targets = load_file(task.input("targets") / "targets.safetensors")["targets"]
-        return Material(data.images, targets, *mean_std(data.images))
+        return Material(data.images, targets, *mean_std(data.images, task.reporter.pulse))
 
     def subset(self, task: Task, indices: torch.Tensor) -> SyntheticSet:
         """The real images at `indices` [m] with their targets, at the rate the experts learned with."""

@@ -42,7 +42,7 @@ def regressed(task: Task, shards: Sequence[Path], network: FlatNetwork) -> Regre
     data = load_dataset(task.input("dataset"))
     targets = load_file(task.input("targets") / "targets.safetensors")["targets"]
     core = core_of(network.to(task.device), task.device)
-    normaliser = Normaliser.of(*mean_std(data.images), task.device)
+    normaliser = Normaliser.of(*mean_std(data.images, task.reporter.pulse), task.device)
     return Regressed(core, Regression.of(data, targets, normaliser, core, spec.augment), min(spec.batch_size, len(data)))
 
 

@@ -50,7 +50,7 @@ def per_snapshot(
     """
     told, (tracks, steps) = reporter or Reporter(), read_trajectory(teacher_folder)
     module = _encoder(backbone, data, tracks["student"].get_shape()[1])
-    inputs, labels = _draw(data, sample)
+    inputs, labels = _draw(data, sample, told.pulse)
 
     def features(track: Track, number: int, name: str) -> Tensor:
         vector_to_parameters(track.row(number).to(inputs.device), module.parameters())
@@ -106,11 +106,11 @@ def _encoder(backbone: BackboneSpec, data: Images, parameters: int) -> nn.Module
     return module
 
 
-def _draw(data: Images, sample: int) -> tuple[Tensor, Tensor | None]:
+def _draw(data: Images, sample: int, pulse: Callable[[], None]) -> tuple[Tensor, Tensor | None]:
     """Normalised images float32 [n, c, h, w] and their labels, in random order: batches of one class would have its statistics."""
     device = data.images.device
     rows = torch.randperm(len(data), generator=generator(0, "snapshots"))[:sample].to(device)
-    mean, std = mean_std(data.images)
+    mean, std = mean_std(data.images, pulse)
     return Normaliser.of(mean, std, device)(data.images[rows]), None if data.labels is None else data.labels[rows]
 
 

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ddcore.beside import beside
 from ddcore.data.images import Images, mean_std
 from ddcore.errors import DdcoreError, Problem, SpecError
 from ddcore.ledger import Ledger
@@ -28,15 +29,19 @@ def given_teacher(spec: GivenTeacherSpec, data: Images, task: Task) -> dict[str,
     where a checkpoint has none, by those of `data`. Raises `DdcoreError` bad_checkpoint, download_failed, invalid_spec, teacher_collapsed.
     """
     channels, size = data.shape[0], (data.shape[1], data.shape[2])
+
+    def fetching() -> None:
+        task.reporter.progress(0, 1, "download", f"fetching the weights of {spec.backbone.name}")
+
     library: Library = "own"
     if spec.source == "checkpoint":
         module, (mean, std) = _checkpoint(spec, data, task)
     elif spec.source == "timm":
         library = "timm"
-        module, (mean, std) = _timm(spec.backbone.name, channels, size, task.resources.downloads)
+        module, (mean, std) = beside(lambda: _timm(spec.backbone.name, channels, size, task.resources.downloads), fetching)
     else:
         library = "torchvision"
-        module, (mean, std) = _torchvision(spec.backbone.name, channels, task.resources.downloads)
+        module, (mean, std) = beside(lambda: _torchvision(spec.backbone.name, channels, task.resources.downloads), fetching)
     module = module.eval().to(task.device)
     feature_dim(module, channels, size)
     accuracy, rank, width = measure(module, data, mean, std, task.reporter, Ledger(task.work, MEASURED, task.reporter))
@@ -67,7 +72,7 @@ def _checkpoint(spec: GivenTeacherSpec, data: Images, task: Task) -> tuple[nn.Mo
     fit_weights(module, weights)
     if "normalisation" not in metadata:
         task.reporter.note("the checkpoint carries no pixel normalisation: that of the data set is used")
-        return module, mean_std(data.images)
+        return module, mean_std(data.images, task.reporter.pulse)
     try:
         own = json.loads(metadata["normalisation"])
         mean, std = [float(v) for v in own["mean"]], [float(v) for v in own["std"]]

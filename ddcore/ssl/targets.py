@@ -1,5 +1,6 @@
 """The targets step: the teacher's features of a data set, standardised per dimension."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def _write_stages(task: Task, module: nn.Module, manifest: Manifest, data: Image
         if not ledger.ahead():  # else an earlier attempt has found these features
             place = round(stage * (count - 1) / stages)
             vector_to_parameters(teacher_snapshot(folder, place).to(task.device), module.parameters())
-            _remeasure(module, data, manifest)
+            _remeasure(module, data, manifest, task.reporter.pulse)
         features = extract_features(module, data.images, manifest.mean, manifest.std, task.reporter, ledger)
         found[f"stage-{stage}"] = standardise(features)[0].cpu().contiguous()
     save_file(found, task.out / NAME)
@@ -67,7 +68,7 @@ def _write_stages(task: Task, module: nn.Module, manifest: Manifest, data: Image
 
 
 @torch.no_grad()
-def _remeasure(module: nn.Module, data: Images, manifest: Manifest) -> None:
+def _remeasure(module: nn.Module, data: Images, manifest: Manifest, pulse: Callable[[], None]) -> None:
     """Running statistics, which snapshots do not hold: the mean of those of whole batches of `data`, as it is."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     if not norms:
@@ -79,6 +80,7 @@ def _remeasure(module: nn.Module, data: Images, manifest: Manifest) -> None:
     order = torch.randperm(len(data), generator=generator(0, "statistics")).to(data.images.device)
     whole = max(1, min(len(data) // BATCH, BATCHES))  # a rest of few images has statistics of few images, or none
     for rows in order.split(BATCH)[:whole]:
+        pulse()
         module(normalise(data.images[rows], manifest.mean, manifest.std))
     module.eval()
 

@@ -75,7 +75,7 @@ class Run:
         self.batch_size = min(spec.batch_size, count)
         self.epoch_steps = count // self.batch_size
         self.total = spec.epochs * self.epoch_steps
-        self.mean, self.std = mean_std(self.data.images)
+        self.mean, self.std = mean_std(self.data.images, self.task.reporter.pulse)
         self.normaliser = Normaliser.of(self.mean, self.std, device)
         self.objective = self.build()
         groups = parameter_groups(self.objective.learning(), spec.weight_decay)
@@ -256,7 +256,7 @@ class Run:
         refuse_collapsed(accuracy, rank, self.spec.min_knn_accuracy, collapsed)
         if collapsed:
             self.task.reporter.note(f"{WORDS[collapsed]}, so the student learnt little more; {ADVICE[collapsed]}")
-        error = self.recorder.gather(self.task.out)
+        error = self.recorder.gather(self.task.out, self.task.reporter.pulse)
         last = self.history["loss"][-max(1, len(self.history["loss"]) // 10) :]
         channels, height, image_width = self.data.shape
         manifest = Manifest(

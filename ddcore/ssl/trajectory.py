@@ -8,6 +8,7 @@ off by the rounding of one difference only, and nothing adds up along the run. B
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,8 +85,8 @@ class Recorder:
             self._reached = place - 1, reached
         return self._reached[1]
 
-    def gather(self, out: Path) -> dict[str, float]:
-        """Write trajectory.safetensors, a snapshot at a time.
+    def gather(self, out: Path, pulse: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Write trajectory.safetensors, a snapshot at a time. pulse: called before each; it may raise.
 
         Returns what is wrong with the stored snapshots, relative to each one's distance from its start: the largest and the mean, or
         nothing where they are stored whole.
@@ -97,7 +98,7 @@ class Recorder:
             parts = {"start": _Part("start", steps[:1], torch.float32), "deltas": _Part("delta", steps[1:], torch.bfloat16)}
             if "gap" in first:
                 parts["gap"] = _Part("gap", steps, torch.bfloat16)
-        _write(out / NAME, self._work, steps, parts)
+        _write(out / NAME, self._work, steps, parts, pulse)
         if self._storage == "float32":
             return {}
         errors = torch.cat([read_kept(self._work, step)["errors"] for step in steps[1:]])
@@ -113,7 +114,7 @@ class _Part:
     dtype: torch.dtype
 
 
-def _write(path: Path, work: Path, steps: list[int], parts: dict[str, _Part]) -> None:
+def _write(path: Path, work: Path, steps: list[int], parts: dict[str, _Part], pulse: Callable[[], None]) -> None:
     """The file that safetensors would write of these arrays and `step`, row after row: a long run is larger than memory."""
     sizes = {name: part.dtype.itemsize for name, part in parts.items()}
     one = next(iter(parts.values()))
@@ -131,6 +132,7 @@ def _write(path: Path, work: Path, steps: list[int], parts: dict[str, _Part]) ->
         file.write(torch.tensor(steps).numpy().tobytes())
         for name in order:
             for step in parts[name].steps:
+                pulse()
                 with safe_open(_path(work, step), framework="pt") as kept:
                     file.write(kept.get_tensor(parts[name].kept).view(torch.uint8).numpy().tobytes())
 
