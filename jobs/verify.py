@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pydantic import Field
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from jobs.bodies import Body
@@ -131,10 +131,9 @@ def _missing(read: sessionmaker[Session], store: Store, after: str, listed: Sequ
 
 
 def _named(session: Session, after: str, upto: str) -> list[str]:
-    """The first names behind `after`, up to `upto`, of files that should be there."""
-    should = or_(Artifact.step_id.is_(None), Step.lost_at.is_(None))
-    rows = select(Artifact.sha256).outerjoin(Step, Step.id == Artifact.step_id).where(Artifact.gone_at.is_(None), should)
-    rows = rows.where(Artifact.sha256 > after, Artifact.sha256 <= upto)
+    """The first names behind `after`, up to `upto`, of files that should be there: sent, or of a step that is not lost."""
+    rows = select(Artifact.sha256).outerjoin(Step, Step.id == Artifact.step_id)
+    rows = rows.where(Artifact.gone_at.is_(None), Step.lost_at.is_(None), Artifact.sha256 > after, Artifact.sha256 <= upto)
     return list(session.scalars(rows.order_by(Artifact.sha256).distinct().limit(MANY)))
 
 

@@ -154,7 +154,10 @@ def test_owners_are_kept_told_and_found(world: World) -> None:
     assert world.job(world.submit(plan("distill", seed=999))).owner == ""
 
 
-@pytest.mark.parametrize("seed", range(10))
+PLAYED = [("sqlite", seed) for seed in range(10)] + [("postgresql", seed) for seed in range(10, 14)]
+
+
+@pytest.mark.parametrize(("database", "seed"), PLAYED, indirect=["database"])
 def test_places_come_true(world: World, seed: int) -> None:
     """Whatever was posted, claimed and ended: the steps ahead of each that waits are those claimed before it, if only claims follow."""
     random = Random(seed)
