@@ -46,11 +46,12 @@ def jobs(a: argparse.Namespace) -> None:
     with Client(a.url) as client:
         found = client.jobs(kind=a.kind, state=a.state, label=a.label, owner=a.owner, limit=a.limit)
     several = len({job["owner"] for job in found}) > 1
-    out = Table(_id_column(), "kind", "state", "priority", *(["owner"] if several else []), "phase", "created", box=None)
+    owner, created = ["owner"] if several else [], Column("created", min_width=10)  # a date is not cut short
+    out = Table(_id_column(), "kind", "state", "prio", *owner, "phase", created, box=None, padding=(0, 1, 0, 0))
     for job in found:
         at = job["created_at"][:19].replace("T", " ")
-        owner = [escape(job["owner"])] if several else []
-        out.add_row(job["id"], job["kind"], job["state"], str(job["priority"]), *owner, escape(job["phase"] or ""), at)
+        named = [escape(job["owner"])] if several else []
+        out.add_row(job["id"], job["kind"], job["state"], str(job["priority"]), *named, escape(job["phase"] or ""), at)
     console.print(out)
 
 

@@ -241,7 +241,8 @@ def test_lists_hold_whole_ids_and_names_in_any_terminal(
     assert main(["datasets", "--url", service.url]) == 0
     out = capsys.readouterr().out
     assert job in out
-    assert "priority" in out
+    assert " prio " in out
+    assert "2026-01-02" in out
     assert "owner" not in out
     assert f"{data}  flowers102-train available 1020   102     3x64x64" in out
 
@@ -254,5 +255,5 @@ def test_a_list_of_jobs_of_several_owners_names_them(
     service.answers = {"GET /jobs?limit=20": [(200, {"data": jobs, "has_more": False, "next_cursor": None})]}
     assert main(["jobs", "--url", service.url]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split()[:5] == ["id", "kind", "state", "priority", "owner"]
+    assert head.split()[:5] == ["id", "kind", "state", "prio", "owner"]
     assert [row.split()[:5] for row in rows] == [["job_1", "distill", "running", "7", owner] for owner in ("ada", "bob")]
