@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def beside(work: Callable[[], T], meanwhile: Callable[[], None]) -> T:
-    """What `work()` returns or raises, in a thread of its own; `meanwhile()` is called a few times a second and may raise.
+    """What `work()` returns or raises, in a thread of its own; `meanwhile()` is called a few times a second, at least once; it may raise.
 
     The thread is then left alone, and ends with the process at the latest: a stopped step must not wait for the network.
     """
@@ -24,9 +24,11 @@ def beside(work: Callable[[], T], meanwhile: Callable[[], None]) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive():
+    while True:
         thread.join(POLL)
         meanwhile()
+        if not thread.is_alive():
+            break
     if raised:
         raise raised[0]
     return found[0]

@@ -34,6 +34,7 @@ LONGEST_TRAILER = 64
 DAMAGE = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, struct.error, zlib.error)  # what PIL raises on bad bytes
 
 Progress = Callable[[int, int], None]
+Pixels = tuple[NDArray[np.uint8], int]
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,27 @@ def inspect(path: Path, limits: Limits | None = None) -> ArchiveFacts:
         return _inspect(source, limits, lambda done, total: None)
 
 
+def _fresh(facts: ArchiveFacts) -> Pixels:
+    return np.empty((facts.num_images, *facts.image_shape), np.uint8), 0
+
+
 def read_archive(
-    path: Path, progress: Progress = lambda done, total: None, limits: Limits | None = None
+    path: Path,
+    progress: Progress = lambda done, total: None,
+    limits: Limits | None = None,
+    begin: Callable[[ArchiveFacts], Pixels] = _fresh,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None, tuple[str, ...] | None]:
     """Images uint8 [n, c, h, w] in sorted order of their paths, labels int64 [n] or None, and class names or None.
 
-    `progress(done, total)` is called for every image, twice over: headers first, pixels then; it may raise to stop.
+    `progress(done, total)` is called for every image, twice over: headers first, pixels then; it may raise to stop. begin: gives the
+    array to fill, and how many of the first images are in it already.
     """
     limits = limits or Limits()
     with open_source(path, limits) as source:
         facts = _inspect(source, limits, lambda done, total: progress(done, 2 * total))
         channels, height, width = facts.image_shape
-        images = np.empty((facts.num_images, channels, height, width), np.uint8)
-        for i, name in enumerate(facts.members):
+        images, done = begin(facts)
+        for i, name in enumerate(facts.members[done:], start=done):
             pixels = _decode(name, source.read(name), "L" if channels == 1 else "RGB", (width, height))
             images[i] = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
             progress(facts.num_images + i + 1, 2 * facts.num_images)

@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import pickle
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -20,6 +21,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file
 
+from ddcore.data import archives, build
 from ddcore.data.build import build_dataset
 from ddcore.data.builtins import BUILTINS, facts
 from ddcore.data.images import load_dataset
@@ -78,6 +80,63 @@ def test_a_long_reading_can_be_stopped(tmp_path: Path) -> None:
     asked = iter([False, False, False, True])
     with pytest.raises(Stopped):
         build_dataset(task(tmp_path / "a", {"folder": str(folder)}, reporter=Reporter(should_stop=lambda: next(asked))))
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+def test_a_large_archive_is_read_on_from_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool) -> None:
+    folder, draw = tmp_path / "images", np.random.default_rng(0)
+    for i in range(9):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "ab"[i % 2] / f"{i}.png")
+    source = {"folder": str(folder)}
+    summary = build_dataset(task(tmp_path / "whole", source))
+    monkeypatch.setattr(build, "LARGE", 0)
+    decoded: list[str] = []
+    decode = archives._decode
+
+    def counted(name: str, *more: Any) -> Any:
+        decoded.append(name)
+        return decode(name, *more)
+
+    monkeypatch.setattr(archives, "_decode", counted)
+
+    def attempt(looks: int) -> dict[str, Any]:
+        """Ends at the given look at whether to stop, which comes after each header and after each image."""
+        calls = iter(range(1, 1000))
+
+        def look() -> bool:
+            if next(calls) < looks:
+                return False
+            if killed:
+                raise KeyboardInterrupt
+            return True
+
+        shutil.rmtree(tmp_path / "parts" / "out", ignore_errors=True)
+        return build_dataset(task(tmp_path / "parts", source, reporter=Reporter(should_stop=look, checkpoint_seconds=0.0)))
+
+    for looks in (5, 9 + 4, 9 + 1, 3, 9 + 3):  # in headers, after four images, one, in headers, and three
+        with pytest.raises(KeyboardInterrupt if killed else Stopped):
+            attempt(looks)
+    assert attempt(1000) == summary
+    # Who is killed after an image has not noted it down yet.
+    assert len(decoded) == (9 + 3 if killed else 9)
+    for name in ("dataset.safetensors", "preview.png"):
+        assert (tmp_path / "parts" / "out" / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
+
+
+def test_another_archive_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "LARGE", 0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), i).save(folder / f"{i}.png")
+    asked = iter([False] * 6 + [True])
+    with pytest.raises(Stopped):
+        build_dataset(task(tmp_path / "a", {"folder": str(folder)}, reporter=Reporter(should_stop=lambda: next(asked))))
+    (folder / "0.png").rename(folder / "9.png")
+    shutil.rmtree(tmp_path / "a" / "out")
+    build_dataset(task(tmp_path / "a", {"folder": str(folder)}))
+    assert load_dataset(tmp_path / "a" / "out").images[:, 0, 0, 0].tolist() == [1, 2, 3, 0]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
