@@ -73,8 +73,12 @@ class _Kept:
         if found and found[1]["archive"] == self._archive and self._file.exists():
             done = found[1]["done"]
         if not done:
-            with self._file.open("wb") as file:  # all of it now: a disk that is full later would end the process by a signal
-                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            try:
+                with self._file.open("wb") as file:  # all of it now: a disk that is full later would end the process by a signal
+                    os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            except OSError:
+                self._file.unlink(missing_ok=True)  # else it would fill the disk for others
+                raise
         self._pixels = np.memmap(self._file, np.uint8, "r+", shape=shape)
         return np.asarray(self._pixels), done
 

@@ -1,10 +1,12 @@
 """The dataset step: files, determinism, downloads from a server of our own."""
 
+import errno
 import functools
 import hashlib
 import http.server
 import io
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -122,6 +124,23 @@ def test_a_large_archive_is_read_on_from_where_it_was_left(tmp_path: Path, monke
     assert len(decoded) == (9 + 3 if killed else 9)
     for name in ("dataset.safetensors", "preview.png"):
         assert (tmp_path / "parts" / "out" / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
+
+
+def test_a_disk_without_room_for_the_pixels_is_an_error_at_once_and_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8), 1).save(tmp_path / "images" / "0.png")
+    monkeypatch.setattr(build, "LARGE", 0)
+
+    def full(file: int, first: int, size: int) -> None:
+        assert (first, size) == (0, 64)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        build_dataset(task(tmp_path / "a", {"folder": str(tmp_path / "images")}))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
 
 
 def test_another_archive_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
