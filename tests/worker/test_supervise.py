@@ -105,8 +105,8 @@ def test_a_crash_counts_and_the_step_is_ready_again(
 def test_a_template_that_could_not_start_is_named_and_leaves_the_step_to_others(
     settings: Settings, engine: Engine, step_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervise, "_UNFIT", 0.4)
-    monkeypatch.setattr(supervise, "_LONGEST_UNFIT", 0.6)
+    monkeypatch.setattr(supervise, "_UNFIT", 0.2)
+    monkeypatch.setattr(supervise, "_LONGEST_UNFIT", 0.3)
     puppet = Puppet(3)
     puppet.before_end = lambda step, attempt: setattr(puppet, "pid", None)
     broken = supervisor(settings, engine, puppet)
@@ -115,8 +115,8 @@ def test_a_template_that_could_not_start_is_named_and_leaves_the_step_to_others(
         began = time.monotonic()
         assert broken.run("io") == "crashed"
         waits.append(time.monotonic() - began)
-    assert waits[0] >= 0.4
-    assert waits[1] >= 0.6
+    assert waits[0] >= 0.2
+    assert waits[1] >= 0.3
     step = row(engine, step_id)
     assert (step.error_code, step.error_detail) == ("internal", "the process that runs steps could not start: it ended with code 3")
     puppet.before_end = lambda step, attempt: None
