@@ -28,7 +28,7 @@ from ddcore.task import generator
 
 DIMS, IMAGES = 24, 40
 SHAPES = {"smoke": (1, 8, 8), "cpu-small": (3, 32, 32)}
-EIGHT = {"iterations": 8}
+FEW = {"iterations": 4}
 # Rates at which the set moves far beyond float32's rounding of it, and the inner rate not to the bound of a step.
 ONE_OF_SGD = {"iterations": 1, "optimizer": "sgd", "lr_images": 1.0, "lr_targets": 1.0, "lr_rate": 1e-4}
 
@@ -44,7 +44,7 @@ CORES = {
 def matched(folder, preset, core, dtype, one_of_sgd=False):
     """Images, targets and rate after a few iterations by a core, and how they moved; one start and one expert for all cores."""
     spec, shape, make = DistillSpec(preset=preset), SHAPES[preset], generator(0, "cores")
-    method = spec.method.model_copy(update=ONE_OF_SGD if one_of_sgd else EIGHT)
+    method = spec.method.model_copy(update=ONE_OF_SGD if one_of_sgd else FEW)
     network = build_student(spec.student, shape, DIMS)
     images, targets = torch.randn(IMAGES, *shape, generator=make), torch.randn(IMAGES, DIMS, generator=make)
     path = [network.init(make)]
