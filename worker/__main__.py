@@ -10,10 +10,11 @@ from sqlalchemy.exc import OperationalError
 
 from jobs import logs
 from jobs.database import connect
-from jobs.errors import WrongRevision
+from jobs.errors import StoreUnusable, WrongRevision
 from jobs.migrate import check_revision
 from jobs.models import QUEUES
 from jobs.settings import get_settings
+from jobs.store import open_store
 from worker import gpus
 from worker.app import app
 
@@ -34,6 +35,10 @@ def main() -> None:
     children = _children(args.concurrency, queues, parser)
     settings = get_settings()
     logs.configure(settings.log_level, settings.log_json)  # Celery sets them up too, but not before its first warnings
+    try:
+        open_store(settings)  # rather no worker than one whose every step fails
+    except StoreUnusable as error:
+        raise SystemExit(f"{error.detail}: {error.hint}") from None
     _wait_for_database()
     options = ["--pool", "prefork", "--concurrency", str(children), "--queues", ",".join(queues), "--hostname", args.name]
     app.worker_main(["--quiet", "worker", *options, *_QUIET])

@@ -7,15 +7,16 @@
 | FAILED: `out_of_memory` | its code | once, keeping as little in memory as can be | yes |
 | FAILED: the infrastructure's (the store, a download, an unexpected error) | its code | yes | yes |
 | FULL: the disk that it worked on was full | `internal` | yes; by this worker after a pause | not the first ten times |
+| no runner could be started (torch cannot be imported, no memory for it) | `worker_lost`, `internal` | likewise | not the first ten times |
 | STOPPED, or killed after being asked to stop (drained, cancelled) | handed back | yes, or cancelled | no |
 | LOST: another attempt holds the step | nothing | by whoever holds it | no |
 | a signal or another code, with nobody having asked | `worker_lost`, `internal` | yes; after a loss keeping little in memory | yes |
 | no sign of life (hung, and killed) | `worker_lost` | likewise | yes |
 | its lease ran out (the machine, the worker or its supervisor died) | `worker_lost` | likewise | not the first ten times |
 
-A step that has failed `max_attempts` times has failed for good; what does not count may happen any number of times.
+A step that has failed `max_attempts` times has failed for good; what never counts may happen any number of times.
 
-FULL and a lease that ran out are failures of the machine, and a step may meet many: machines are taken away and restarted,
+FULL, no runner and a lease that ran out are failures of the machine, and a step may meet many: machines are taken away and restarted,
 and others fill their disks. But it may also be the step that takes more memory or disk than any machine has, and with it the worker, and
 whatever else runs there. Nobody can tell the one from the other, so `jobs.claims.SPARED` of them, together, do not count, and every
 further one does. A step that breaks machines so fails after that many and `max_attempts` more.

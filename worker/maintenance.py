@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from jobs import catalogue, claims, collect, condemned, logs, outbox, retention, workers
 from jobs.adoption import adopt
 from jobs.database import connect, now, sessions, transact
-from jobs.errors import StoreAway, WrongRevision
+from jobs.errors import StoreAway, StoreUnusable, WrongRevision
 from jobs.migrate import check_revision
 from jobs.models import QUEUES
 from jobs.settings import Settings, get_settings
@@ -137,7 +137,7 @@ def main() -> None:
             log.info("waiting steps of another engine that this one computes the same: %d", adopted)
         log.info("maintenance begins")
         Maintenance(settings, factory, make_app(settings.redis_url)).run(stop)
-    except WrongRevision as error:
+    except (StoreUnusable, WrongRevision) as error:
         raise SystemExit(f"{error.detail}: {error.hint}") from None
     except AWAY:
         log.info("told to stop before the database could be reached")

@@ -198,7 +198,8 @@ class Supervisor:
         log.warning(detail)
         if words:
             hint = f"{hint}; its last words are in the job's events" if hint else "its last words are in the job's events"
-        self._commit(lambda s: claims.fail(s, step_id, attempt, error, detail, hint, retryable=True, trace=words))
+        unbegun = self.launcher.pid is None  # then it cannot be the step's fault
+        self._commit(lambda s: claims.fail(s, step_id, attempt, error, detail, hint, retryable=True, machine=unbegun, trace=words))
         return "crashed"
 
     def _commit(self, work: Callable[[Session], T]) -> T:

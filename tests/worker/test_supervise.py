@@ -119,6 +119,7 @@ def test_a_template_that_could_not_start_is_named_and_leaves_the_step_to_others(
     assert waits[1] >= 0.3
     step = row(engine, step_id)
     assert (step.error_code, step.error_detail) == ("internal", "the process that runs steps could not start: it ended with code 3")
+    assert step.failures == 0, "it is the machine's"
     puppet.before_end = lambda step, attempt: None
     broken.run("io")
     assert broken._unfit == 0

@@ -1,4 +1,4 @@
-"""No process works on a database of another revision; each says what to run, in one line."""
+"""No process works on a database of another revision, or without its artifact store; each says what to do, in one line."""
 
 import os
 import subprocess
@@ -28,4 +28,18 @@ def test_a_process_refuses_to_start_and_says_what_to_run(command: tuple[str, ...
     said = [line for line in done.stderr.splitlines() if "potstill migrate" in line]
     assert len(said) == 1, done.stderr
     assert "the database is at revision 0002, this code needs" in said[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["worker", "worker.maintenance"])
+def test_a_process_that_cannot_open_its_store_takes_no_step(module: str, tmp_path: Path) -> None:
+    engine = connect(Settings(home=tmp_path))
+    upgrade(engine)
+    engine.dispose()
+    env = {**os.environ, "POTSTILL_HOME": str(tmp_path), "POTSTILL_DATABASE_URL": "", "POTSTILL_REDIS_URL": "unix:///nowhere"}
+    env["POTSTILL_STORE"] = "s3://bucket/a//b"
+    done = subprocess.run([sys.executable, "-m", module], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "s3://bucket/a//b cannot be opened" in done.stderr
+    assert "check the settings POTSTILL_STORE_*" in done.stderr
     assert "Traceback" not in done.stderr
