@@ -110,6 +110,7 @@ def claim(session: Session, step_id: str, worker: str, *, lease_seconds: float =
 
 def stands(session: Session, claim: Claim) -> bool:
     """Whether a claim, of which it is not known whether it was committed, was, and nobody has touched it since."""
+    lock_graph(session)  # the server may be committing it yet, and holds the lock until it has
     same = Step.lease_until == claim.lease_until  # told by the clock at that claim: no other one has it
     return session.scalar(select(Step.id).where(holds(claim.step_id, claim.attempt), same)) is not None
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -203,6 +204,19 @@ def test_a_claim_stands_while_nobody_has_touched_it(world: World) -> None:
     assert [world.database.read(lambda s, c=c: stands(s, c)) for c in (held, again)] == [False, True]
     world.database.write(lambda s: heartbeat(s, again.step_id, again.attempt, lease_seconds=50))
     assert not world.database.read(lambda s: stands(s, again)), "somebody runs it"
+
+
+def test_whether_a_claim_stands_is_known_when_its_commit_is_over(world: World) -> None:
+    job_id = world.submit(plan("distill"))
+    step_id = world.step(job_id, "distill").id
+    with ThreadPoolExecutor(1) as pool:
+        with world.database.sessions.begin() as session:
+            held = claim(session, step_id, "w")
+            assert held is not None
+            answer = pool.submit(world.database.write, lambda s: stands(s, held))
+            with pytest.raises(TimeoutError):  # the server is still committing, though whoever claimed has lost sight of it
+                answer.result(0.3)
+        assert answer.result(20)
 
 
 def test_handing_back_costs_nothing(world: World) -> None:
