@@ -15,13 +15,16 @@ import httpx
 import psutil
 import redis
 
-from jobs.models import QUEUES
+from jobs.models import QUEUES, Step
 from tests.chaos.servers import Manner, PostgreSQL, Proxy
 from tests.chaos.stand import HTTP, Late, Stand, pause, wait_for
 from tests.worker.service import RedisServer
 from worker.app import TASK, make_app
 
 BOTH = ("postgresql", "sqlite")
+# Seconds in which a frozen step must be taken over. One frozen while it holds SQLite's write lock is not, before it goes on; PostgreSQL
+# ends such a transaction.
+_TAKEN_OVER, _LOCKED = 60.0, 20.0
 
 
 @dataclass
@@ -97,27 +100,46 @@ def terminate_worker(scene: Scene) -> None:
 
 
 def freeze_worker(scene: Scene) -> None:
-    """Stop a worker, with its runner or without, until another has taken its step over; then let it go on."""
+    """Stop a worker, with its runner or without, until another has taken its step over; then let it go on.
+
+    Raises `TimeoutError` if on PostgreSQL nobody takes the step over, and `Late` if it had ended before its runner was frozen.
+    """
     stand = scene.stand
     step, worker, child = stand.victim(scene.job_id, scene.step)
     main, whole = psutil.Process(stand.processes[worker].pid), scene.random.random() < 0.7
     frozen = [main, *main.children(recursive=True)] if whole else [main, psutil.Process(child)]
-    for process in frozen:
-        with contextlib.suppress(psutil.Error):
-            process.suspend()
-    # One that was frozen while it held SQLite's write lock is not taken over before it goes on; PostgreSQL ends such a transaction.
-    deadline = time.monotonic() + (20 if scene.postgresql is None else 60)
-    taken = False
-    while not taken and time.monotonic() < deadline:
-        now = stand.step(step.id)
-        taken = now.attempt > step.attempt or now.state not in ("running", "ready")
-        pause(0.05)
-    if taken and scene.random.random() < 0.5:  # thawed beside its successor, or behind it
-        wait_for(lambda: stand.step(step.id).state == "succeeded", "another worker to finish the step")
-    for process in frozen:
-        with contextlib.suppress(psutil.Error):
-            process.resume()
+    try:
+        for process in frozen:
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+        taken = taken_over(scene, step, whole)
+        if taken and scene.random.random() < 0.5:  # thawed beside its successor, or behind it
+            wait_for(lambda: stand.step(step.id).state == "succeeded", "another worker to finish the step")
+    finally:
+        for process in frozen:
+            with contextlib.suppress(psutil.Error):
+                process.resume()
     scene.said.append(f"{step.kind}, {'all of it' if whole else 'not the runner'}, {'taken over' if taken else 'not taken over'}")
+
+
+def taken_over(scene: Scene, step: Step, whole: bool) -> bool:
+    """Whether another has claimed a step whose worker is frozen, or its runner has ended it. whole: the runner is frozen, too.
+
+    Nobody need do so on SQLite. Raises `TimeoutError`, `Late`.
+    """
+    deadline = time.monotonic() + (_LOCKED if scene.postgresql is None else _TAKEN_OVER)
+    while time.monotonic() < deadline:
+        now = scene.stand.step(step.id)
+        if now.attempt > step.attempt:
+            return True
+        if now.state not in ("running", "ready"):
+            if whole:
+                raise Late
+            return True
+        pause(0.05)
+    if scene.postgresql is not None:
+        raise TimeoutError(f"nobody took over {step.kind} in {_TAKEN_OVER:.0f} s")
+    return False
 
 
 def restart_redis(scene: Scene) -> None:

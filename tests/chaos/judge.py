@@ -15,6 +15,7 @@ from tests.chaos.stand import HTTP, Stand
 from tests.object_server import ObjectServer
 
 File = tuple[str, str]  # the name of a step, and of a file that it left
+Point = tuple[float, float | None]  # x and value
 SET: File = ("distill", "synthetic.safetensors")
 
 
@@ -28,7 +29,7 @@ class Facts:
     steps: dict[str, str] = field(default_factory=dict)  # name -> state
     successes: dict[str, int] = field(default_factory=dict)  # name -> events step_succeeded of its row
     artifacts: dict[File, str] = field(default_factory=dict)  # -> sha256
-    curves: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # (step, curve) -> x, in order
+    curves: dict[tuple[str, str], list[Point]] = field(default_factory=dict)  # by step and curve; by x, and none is of time
     downloaded: str = ""  # sha256 of the synthetic set as it came over HTTP
     seconds: dict[str, float] = field(default_factory=dict)  # name -> of the attempt that succeeded
     attempts: int = 0
@@ -68,8 +69,9 @@ def _rows(session: Session, job_id: str) -> Facts:
         facts.failures += step.failures
         for file in session.scalars(select(Artifact).where(Artifact.step_id == step.id)):
             facts.artifacts[name, file.name] = file.sha256
-        for curve, x in session.execute(select(Metric.name, Metric.x).where(Metric.step_id == step.id).order_by(Metric.name, Metric.x)):
-            facts.curves.setdefault((name, curve), []).append(x)
+        points = select(Metric.name, Metric.x, Metric.value).where(Metric.step_id == step.id).order_by(Metric.name, Metric.x)
+        for curve, x, value in session.execute(points):
+            facts.curves.setdefault((name, curve), []).append((x, value))
     return facts
 
 
@@ -117,12 +119,21 @@ def compare(facts: Facts, undisturbed: Facts, costs: int = 0) -> list[str]:
         other = undisturbed.artifacts.get((step, name), sha256)
         if name.endswith(".safetensors") and (step, name) != SET and sha256 != other:
             said.append(f"{name} of step {step} is {sha256[:12]}, undisturbed {other[:12]}")
-    for curve, points in facts.curves.items():
-        if len(points) != len(set(points)):
-            said.append(f"curve {curve[1]} of step {curve[0]} has a point twice")
-        elif points != undisturbed.curves.get(curve, points):
-            said.append(f"curve {curve[1]} of step {curve[0]} has {len(points)} points, undisturbed {len(undisturbed.curves[curve])}")
+    for (step, curve), points in facts.curves.items():
+        if unlike := _unlike(points, undisturbed.curves.get((step, curve), points)):
+            said.append(f"curve {curve} of step {step} {unlike}")
     return said
+
+
+def _unlike(points: list[Point], expected: list[Point]) -> str:
+    """In what a curve differs from the undisturbed one; nothing if it has its bits."""
+    at = [x for x, _ in points]
+    if len(at) != len(set(at)):
+        return "has a point twice"
+    if at != [x for x, _ in expected]:
+        return f"has {len(points)} points, undisturbed {len(expected)}, or has them elsewhere"
+    differing = [(x, value, other) for (x, value), (_, other) in zip(points, expected, strict=True) if value != other]
+    return "is {1} at {0:g}, undisturbed {2}".format(*differing[0]) if differing else ""
 
 
 def _differ(what: str, found: dict[Any, Any], expected: dict[Any, Any]) -> list[str]:

@@ -104,7 +104,7 @@ class Lane:
             watcher = Watcher(stand.url, scene.job_id)
             cleanup.callback(watcher.stop)
             if fault is not None and not fault.posts:
-                self._wait_for_the_moment(scene)
+                self.wait_for_the_moment(scene)
                 fault.strike(scene)
             wait_for(lambda: stand.ended(scene.job_id), "the job to end", every=0.1)
             stand.ready()
@@ -138,8 +138,8 @@ class Lane:
             env = env | {"LD_PRELOAD": str(self.shim), "CHAOS_FULL": str(full_flag(home)), "CHAOS_FOLDER": folder}
         return Scene(Stand(plain.settings, plain.engine, env), redis, chance, SPEC, postgresql, proxy)
 
-    def _wait_for_the_moment(self, scene: Scene) -> None:
-        """Wait until a moment that is anywhere in the work of the undisturbed run, as likely as any other.
+    def wait_for_the_moment(self, scene: Scene) -> None:
+        """Wait until a moment that is anywhere in the work of the undisturbed run, as likely as any other. Raises `Late`.
 
         On a busy machine that run was faster or slower than this one, as the steps before tell: else many a fault would come too late.
         """
@@ -152,6 +152,8 @@ class Lane:
         until = time.monotonic() + scene.random.uniform(0.0, seconds[scene.step]) * pace(before, seconds)
         while time.monotonic() < until and scene.stand.step(step_id).state == "running":
             pause(0.02)
+        if scene.stand.ended(scene.job_id):
+            raise Late
 
     def _server(self) -> PostgreSQL:
         if self._postgresql is None:

@@ -25,8 +25,14 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
+        if not self._stop.is_set() and not self.looking:
+            self._say("who looked at the job gave up before its end")
         self._stop.set()
         self._thread.join()
+
+    @property
+    def looking(self) -> bool:
+        return self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stop.wait(0.3):
@@ -34,6 +40,8 @@ class Watcher:
                 self._look()
             except httpx.TransportError:  # the API is away, or broke off
                 continue
+            except Exception as error:  # what came cannot be read: half of it, or not what the API promises
+                self._say(f"an answer could not be made sense of: {type(error).__name__}: {error}")
 
     def _look(self) -> None:
         if (job := self._get(f"/jobs/{self.job_id}")) is None:
