@@ -35,6 +35,7 @@ from worker.supervise import Supervisor
 TASK = "potstill.run_step"
 _DRAIN = signal.SIGUSR2  # from the main process to its children; Celery and billiard use USR1 and TERM themselves
 _SHORTEST_REST, _LONGEST_REST = 0.5, 8.0  # seconds
+SILENT = 10.0  # seconds without an answer after which Redis counts as away; a worker that waits for doorbells is answered every second
 log = logging.getLogger(__name__)
 
 
@@ -97,6 +98,7 @@ def make_app(redis_url: str) -> Celery:
             "visibility_timeout": 7 * 24 * 3600,  # after it kombu sends the doorbell of a step that still runs to others
             "max_retries": 0,  # of one send, which else blocks for seconds; a worker reconnects by the settings above
             "socket_connect_timeout": 4.0,
+            "socket_timeout": SILENT,
             "socket_keepalive": True,
         },
         worker_cancel_long_running_tasks_on_connection_loss=False,  # a lost broker stops no step; Celery 6 will default to True

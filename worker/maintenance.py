@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import redis
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.orm import Session, sessionmaker
@@ -49,7 +50,7 @@ class Duty:
     def run(self) -> None:
         try:
             count = self.act()
-        except (*AWAY, BrokerError, OSError, StoreAway) as error:
+        except (*AWAY, BrokerError, redis.RedisError, OSError, StoreAway) as error:
             if not self.failures:
                 log.warning("%s fails, and is tried again: %s", self.name, (str(error).splitlines() or [type(error).__name__])[0])
             self.failures += 1

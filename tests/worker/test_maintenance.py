@@ -1,3 +1,5 @@
+import signal
+import threading
 import time
 from typing import Any
 
@@ -11,8 +13,8 @@ from jobs import claims
 from jobs.database import sessions, transact
 from jobs.models import Doorbell
 from jobs.settings import Settings
-from tests.worker.service import post, until
-from worker import maintenance
+from tests.worker.service import RedisServer, post, until
+from worker import app, maintenance
 from worker.app import make_app
 from worker.maintenance import Duty, Maintenance
 
@@ -70,6 +72,40 @@ def test_a_broker_that_is_away_keeps_the_doorbell(settings: Settings, engine: En
         duty.run()
     assert [duty.failures for duty in away.duties] == [1, 0, 1, 0, 0]
     assert doorbells(engine) == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_broker_that_falls_silent_counts_as_away(
+    settings: Settings, engine: Engine, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "SILENT", 0.2)
+    loop = Maintenance(settings, sessions(engine), make_app(redis_server.url))
+    ringing = [duty for duty in loop.duties if duty.name in ("relay doorbells", "ring again")]
+    for duty in ringing:
+        duty.run()
+    assert [duty.failures for duty in ringing] == [0, 0]
+    post(settings, engine, num_images=4, method={"name": "random"})
+    redis_server.process.send_signal(signal.SIGSTOP)
+    thaw = threading.Timer(20, redis_server.process.send_signal, [signal.SIGCONT])  # a test that fails is to end, too
+    thaw.start()
+    try:
+        for duty in ringing:
+            duty.run()
+        assert thaw.is_alive()
+        assert [duty.failures for duty in ringing] == [1, 1]
+    finally:
+        thaw.cancel()
+        redis_server.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("error", [redis.exceptions.TimeoutError("silent"), redis.exceptions.ResponseError("no memory")])
+def test_whatever_redis_says_ends_no_maintenance(error: redis.RedisError) -> None:
+    def act() -> int:
+        raise error
+
+    duty = Duty("ring again", 1.0, act)
+    duty.run()
+    assert duty.failures == 1
 
 
 def test_a_flushed_broker_is_seen_and_rung_again(loop: Maintenance, settings: Settings, engine: Engine, redis_url: str) -> None:
