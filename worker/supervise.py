@@ -24,6 +24,7 @@ from worker.workplace import free_bytes
 _TICK = 0.05  # seconds between looks at the runner
 _UNFIT, _LONGEST_UNFIT = 5.0, 60.0  # seconds to take no step after this machine has failed one: at first, and at most
 _KILLED = 5.0  # seconds that a killed runner may take to be gone, before its template is killed too
+_HAND_BACK = 30.0  # seconds to try to give a step back when told to end: a database that restarts as well will be there again
 _NO_MEMORY = "often the machine was out of memory: its kernel log says so; smaller batches or fewer images need less"
 T = TypeVar("T")
 Why = Literal["cancel", "drain", "lost", "stall"]
@@ -76,7 +77,7 @@ class Supervisor:
                 claim = claims.take(session, queue, self.name, engine_digest(), lease_seconds=self.settings.lease_seconds)
             return claim
 
-        return self._commit(take)
+        return self._commit(take, drained=0.0)
 
     def _has_room(self) -> bool:
         """Wait until new work has room in scratch; False if told to end before it has. Others may take the steps meanwhile."""
@@ -99,10 +100,14 @@ class Supervisor:
         step_id, began = claim.step_id, time.monotonic()
         watch = _Watch(step_id, claim.attempt, began + self.settings.heartbeat_seconds)
         log.info("step claimed")
-        self.launcher.start(step_id, claim.attempt)
-        while (code := self.launcher.poll()) is None:
-            self._look(watch)
-            time.sleep(_TICK)
+        try:
+            self.launcher.start(step_id, claim.attempt)
+            while (code := self.launcher.poll()) is None:
+                self._look(watch)
+                time.sleep(_TICK)
+        except BaseException:
+            self.launcher.close()  # a runner whom nobody watches must not go on, nor be taken for that of the next step
+            raise
         words = self.launcher.last_words()
         try:
             outcome = self._settle(watch, code, words)
@@ -202,13 +207,13 @@ class Supervisor:
         self._commit(lambda s: claims.fail(s, step_id, attempt, error, detail, hint, retryable=True, machine=unbegun, trace=words))
         return "crashed"
 
-    def _commit(self, work: Callable[[Session], T]) -> T:
-        """Commit, trying for as long as a lease lasts: after that, whoever reaps it decides."""
-        until = time.monotonic() + self.settings.lease_seconds
+    def _commit(self, work: Callable[[Session], T], drained: float = _HAND_BACK) -> T:
+        """Commit, trying for as long as a lease lasts: after that, whoever reaps it decides. drained: seconds to try for when draining."""
+        began, lease = time.monotonic(), self.settings.lease_seconds
 
         def wait(seconds: float) -> bool:
             time.sleep(seconds)
-            return self.draining or time.monotonic() > until
+            return time.monotonic() - began > (min(drained, lease) if self.draining else lease)
 
         return patiently(self.sessions, work, wait)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, make_url, select
+from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.orm import Session
 
 from jobs import cancel, catalogue, claims
 from jobs.database import connect, now, sessions, transact
@@ -221,6 +223,57 @@ def test_draining_hands_the_step_back_uncounted(settings: Settings, engine: Engi
     one.draining = True
     assert one.run("io") == "handed back"
     assert (row(engine, step_id).state, row(engine, step_id).failures) == ("ready", 0)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_database_that_is_away_during_a_drain_gets_the_step_back_all_the_same(
+    settings: Settings, engine: Engine, step_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, release = [OperationalError("update", {}, Exception("the server is restarting"))] * 3, claims.release
+
+    def try_to_release(session: Session, step_id: str, attempt: int) -> None:
+        if away:
+            raise away.pop()
+        release(session, step_id, attempt)
+
+    monkeypatch.setattr(claims, "release", try_to_release)
+    monkeypatch.setattr(supervise.time, "sleep", lambda seconds: None)
+    one = supervisor(settings, engine, Puppet(looks=math.inf, ends_on={signal.SIGTERM: Exit.STOPPED}))
+    one.draining = True
+    assert one.run("io") == "handed back"
+    assert row(engine, step_id).state == "ready"
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_worker_that_is_to_end_claims_nothing_more(
+    settings: Settings, engine: Engine, step_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*args: object, **named: object) -> None:
+        raise OperationalError("select", {}, Exception("refused"))
+
+    monkeypatch.setattr(claims, "take", away)
+    one = supervisor(settings, engine, Puppet())
+    one.draining = True
+    began = time.monotonic()
+    with pytest.raises(OperationalError):
+        one.run("io")
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_no_runner_goes_on_unwatched_after_a_fault(
+    settings: Settings, engine: Engine, step_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*args: object, **named: object) -> None:
+        raise ProgrammingError("update", {}, Exception("permission denied for table steps"))
+
+    monkeypatch.setattr(claims, "heartbeat", forbidden)
+    one = supervisor(settings, engine, Puppet(looks=math.inf))
+    closed: list[str] = []
+    monkeypatch.setattr(one.launcher, "close", lambda: closed.append("closed"))
+    with pytest.raises(ProgrammingError):
+        one.run("io")
+    assert closed == ["closed"]
 
 
 def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(settings: Settings, engine: Engine, step_id: str) -> None:
