@@ -8,8 +8,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 
 import redis
@@ -33,17 +34,23 @@ FORGET_EVERY = 600.0
 DELETE_EVERY = 10.0
 EXPIRE_EVERY = 600.0
 _LONGEST = 15.0  # seconds between two tries of a duty that fails
-_RENEWAL = 10.0  # seconds in which every worker that lives will have renewed its lease, once the database is there again
+# Seconds in which every worker that lives will have renewed its lease, once the database is there again: one try to connect takes up to 10.
+_RENEWAL = 15.0
+_LAST = 5.0  # seconds that a request to the store may take when the process is told to end
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Duty:
-    """Something to do again and again. every: seconds. A duty that fails is tried ever more slowly, and logged once."""
+    """Something to do again and again. every: seconds. A duty that fails is tried ever more slowly, and logged once.
+
+    long: it may take so long that the others are not to wait for it.
+    """
 
     name: str
     every: float
     act: Callable[[], int]
+    long: bool = False
     due: float = 0.0
     failures: int = 0
 
@@ -70,7 +77,8 @@ class Maintenance:
         self.settings, self.sessions, self.app = settings, factory, app
         self.store = open_store(settings)
         self._begun = False  # whether doorbells have been looked after once
-        self._looked = -math.inf  # when leases could last be looked at
+        self._looked = -math.inf  # when leases could last be looked at,
+        self._seen: datetime | None = None  # and by the database's clock
         self._reap_from = 0.0
         slow = min(5.0, settings.lease_seconds / 3)
         self.duties = [
@@ -78,22 +86,26 @@ class Maintenance:
             Duty("reap expired leases", slow, self.reap),
             Duty("ring again", min(5.0, settings.ring_seconds / 3), self.ring_again),
             Duty("forget workers long gone", FORGET_EVERY, lambda: transact(self.sessions, workers.forget)),
-            Duty("delete condemned files", DELETE_EVERY, lambda: condemned.remove(self.sessions, self.store, rounds=1).files),
+            Duty("delete condemned files", DELETE_EVERY, lambda: condemned.remove(self.sessions, self.store, rounds=1).files, long=True),
         ]
         if lives := retention.lifetimes(settings.keep_days):
             expire = partial(collect.expire, self.sessions, lives)
-            self.duties.append(Duty("let go of files of steps", EXPIRE_EVERY, lambda: sum(len(files) for _, files in expire())))
+            self.duties.append(Duty("let go of files of steps", EXPIRE_EVERY, lambda: sum(len(files) for _, files in expire()), long=True))
 
     def relay(self) -> int:
         return outbox.relay(self.sessions, self._send)
 
     def reap(self) -> int:
-        """While the database was away no lease could be renewed: it would be a mistake to take the living for dead when it comes back."""
+        """While the database was away no lease could be renewed: it would be a mistake to take the living for dead when it comes back.
+
+        Nor while the machine slept, which only the clock by which leases end shows, or when somebody put that clock forward.
+        """
         lease = self.settings.lease_seconds
-        transact(self.sessions, now)
-        if time.monotonic() - self._looked > lease - self.settings.heartbeat_seconds:  # away, or we were, for long enough to matter
+        at = transact(self.sessions, now)
+        jump = 0.0 if self._seen is None else (at - self._seen).total_seconds()
+        if max(time.monotonic() - self._looked, jump) > lease - self.settings.heartbeat_seconds:  # long enough to matter
             self._reap_from = time.monotonic() + min(_RENEWAL, lease / 2)
-        self._looked = time.monotonic()
+        self._looked, self._seen = time.monotonic(), at
         return transact(self.sessions, claims.reap) if self._looked >= self._reap_from else 0
 
     def ring_again(self) -> int:
@@ -114,12 +126,30 @@ class Maintenance:
             return [name for name in QUEUES if not channel.client.llen(name)]
 
     def run(self, stop: threading.Event) -> None:
-        """Do every duty when it is due until `stop` is set."""
-        while not stop.is_set():
-            for duty in self.duties:
-                if time.monotonic() >= duty.due:
-                    duty.run()
-            stop.wait(max(0.0, min(duty.due for duty in self.duties) - time.monotonic()))
+        """Do every duty when it is due until `stop` is set, the long ones beside the others."""
+        faults: list[Exception] = []
+
+        def beside() -> None:
+            try:
+                _repeat([duty for duty in self.duties if duty.long], stop)
+            except Exception as fault:
+                faults.append(fault)
+                stop.set()
+
+        thread = threading.Thread(target=beside, name="long duties", daemon=True)
+        thread.start()
+        _repeat([duty for duty in self.duties if not duty.long], stop)
+        thread.join(_LAST)  # a request that takes longer is left to the store: `jobs.condemned` expects that
+        if faults:
+            raise faults[0]
+
+
+def _repeat(duties: Sequence[Duty], stop: threading.Event) -> None:
+    while not stop.is_set():
+        for duty in duties:
+            if time.monotonic() >= duty.due:
+                duty.run()
+        stop.wait(max(0.0, min(duty.due for duty in duties) - time.monotonic()))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 import signal
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.exc import OperationalError
 
 from ddcore.plan import engine_digest
-from jobs import claims
+from jobs import claims, condemned
 from jobs.database import sessions, transact
 from jobs.models import Doorbell
 from jobs.settings import Settings
@@ -145,7 +146,44 @@ def test_losing_every_doorbell_row_is_healed_too(loop: Maintenance, settings: Se
     assert loop.relay() == 1
 
 
-def test_an_outage_is_not_held_against_the_workers(
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_slow_store_keeps_no_other_duty_waiting_nor_the_end(
+    settings: Settings, engine: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "_LAST", 0.1)
+    asked, answer = threading.Event(), threading.Event()
+
+    def remove(*args: object, **named: object) -> condemned.Amount:
+        asked.set()
+        assert answer.wait(30)
+        return condemned.Amount()
+
+    monkeypatch.setattr(condemned, "remove", remove)
+    loop, stop = Maintenance(settings, sessions(engine), make_app(redis_url)), threading.Event()
+    running = threading.Thread(target=loop.run, args=(stop,), daemon=True)
+    running.start()
+    try:
+        assert asked.wait(10)
+        post(settings, engine, num_images=4, method={"name": "random"})
+        until(lambda: not doorbells(engine), 5)
+        stop.set()
+        running.join(5)
+        assert not running.is_alive()
+    finally:
+        stop.set()
+        answer.set()
+
+
+def test_a_fault_of_our_own_in_a_long_duty_ends_the_process_too(loop: Maintenance) -> None:
+    def act() -> int:
+        raise KeyError("a bug")
+
+    loop.duties.append(Duty("tidy", 1.0, act, long=True))
+    with pytest.raises(KeyError):
+        loop.run(threading.Event())
+
+
+def test_an_outage_or_a_sleep_is_not_held_against_the_workers(
     loop: Maintenance, settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "_RENEWAL", 0.3)
@@ -154,12 +192,19 @@ def test_an_outage_is_not_held_against_the_workers(
         taken = transact(sessions(engine), lambda s: claims.take(s, "io", "me", engine_digest(), lease_seconds=0.0))
         assert taken is not None
 
+    def away(ago: timedelta) -> None:
+        loop._looked -= ago.total_seconds()
+
+    def sleep(ago: timedelta) -> None:
+        assert loop._seen is not None
+        loop._seen -= ago  # the other clock stands still while a machine sleeps
+
     post(settings, engine, num_images=4, method={"name": "random"})
-    for _ in range(2):
+    for happens in (lambda ago: None, away, sleep):  # the beginning; the database was away; the machine slept
+        happens(timedelta(seconds=settings.lease_seconds))
         expire()
         assert loop.reap() == 0, "whoever lives gets the time to renew"
         assert until(loop.reap, 5) == 1
-        loop._looked -= settings.lease_seconds  # as if the database had been away for so long
     post(settings, engine, num_images=4, method={"name": "random"}, dataset="digits-test")
     loop._looked = time.monotonic()
     expire()
