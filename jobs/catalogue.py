@@ -61,19 +61,23 @@ def read_upload(store: Store, path: Path, max_images: int | None = None) -> Uplo
     return Upload(store.put(path), facts)
 
 
-def add_upload(session: Session, store: Store, upload: Upload, name: str, *, max_attempts: int = 3) -> Dataset:
+def look(session: Session, store: Store, upload: Upload) -> set[str]:
+    """Files in the store that `add_upload` would look for while others wait."""
+    return decide(session, store, plan_dataset(_facts(upload, ""))).found
+
+
+def add_upload(session: Session, store: Store, upload: Upload, name: str, *, max_attempts: int = 3, found: Collection[str] = ()) -> Dataset:
     """Add a dataset and the step that reads it. The same bytes again are the same dataset, read again if it was rejected.
 
     It keeps its first name, and is found by the new one as well: each name given to the bytes leaves an artifact of kind archive.
-    Raises `DdcoreError` bad_dataset for a name that cannot be used.
+    Raises `DdcoreError` bad_dataset for a name that cannot be used. found: by `look`, a moment ago.
     """
     lock_graph(session)
     _check_name(name)
-    found = upload.facts
-    facts = DatasetFacts(name, {"archive": upload.blob.sha256}, found.num_images, found.image_shape, found.class_counts)
+    facts = _facts(upload, name)
     dataset = session.scalar(select(Dataset).where(Dataset.digest == facts.digest))
     if dataset is None:
-        dataset = _row(session, new_id("ds"), facts, "upload", found.classes)
+        dataset = _row(session, new_id("ds"), facts, "upload", upload.facts.classes)
         session.add(dataset)
         session.flush()
     if _uploaded(session, name) is not dataset:
@@ -81,9 +85,14 @@ def add_upload(session: Session, store: Store, upload: Upload, name: str, *, max
         session.add(Artifact(id=new_id("art"), name=name, kind="archive", media_type="application/zip", created_at=now(session), **blob))
         session.flush()
     plan = plan_dataset(facts)
-    fates = decide(session, store, plan)
+    fates = decide(session, store, plan, found=found)
     add_steps(session, plan, fates, priority=0, max_attempts=max_attempts)
     return dataset
+
+
+def _facts(upload: Upload, name: str) -> DatasetFacts:
+    read = upload.facts
+    return DatasetFacts(name, {"archive": upload.blob.sha256}, read.num_images, read.image_shape, read.class_counts)
 
 
 def find(session: Session, ref: str) -> Dataset:

@@ -8,9 +8,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ddcore.errors import DdcoreError, Problem
-from ddcore.networks.shapes import expected_shapes
+from ddcore.networks.shapes import Shapes, expected_shapes
 from ddcore.specs import BackboneSpec
 from jobs.database import now
+from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.models import Artifact
 from jobs.store import Blob, Store
@@ -42,7 +43,7 @@ def add_checkpoint(session: Session, blob: Blob, name: str) -> Artifact:
     return artifact
 
 
-def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+def shapes_in(path: Path) -> Shapes:
     """Name and shape of each tensor of a safetensors file. Raises `DdcoreError` bad_checkpoint."""
     try:
         with safe_open(path, framework="numpy") as file:
@@ -51,26 +52,34 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         raise DdcoreError("bad_checkpoint", f"not a safetensors file: {error}", "save the state dict with safetensors") from error
 
 
-def shapes_stored(store: Store, sha256: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor of a stored file that was checked when it came; only its header is read."""
+def shapes_stored(store: Store, sha256: str) -> Shapes:
+    """Name and shape of each tensor of a stored file that was checked when it came; only its header is read. Raises `NotFound`."""
     length = int.from_bytes(b"".join(store.pieces(sha256, 0, 8)), "little")
     header = json.loads(b"".join(store.pieces(sha256, 8, length)))
     return {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
 
 
 def resolve(
-    session: Session, store: Store, artifact_id: str, backbone: BackboneSpec, image_shape: tuple[int, int, int]
+    session: Session, store: Store, artifact_id: str, backbone: BackboneSpec, image_shape: tuple[int, int, int], known: dict[str, Shapes]
 ) -> tuple[str | None, list[Problem]]:
-    """The sha256 of a checkpoint that fits `backbone` on images of this shape; or None, and why not."""
+    """The sha256 of a checkpoint that fits `backbone` on images of this shape; or None, and why not.
+
+    known: what `shapes_stored` told of some files a moment ago; it is added to, and the store is asked for no others.
+    """
     artifact = session.get(Artifact, artifact_id)
     if artifact is None or artifact.kind not in KINDS or not artifact.name.endswith(".safetensors"):
         allowed = "the id of an uploaded safetensors checkpoint, or of a job's teacher.safetensors"
         return None, [Problem(LOC, "there is no such checkpoint", artifact_id, allowed)]
-    if artifact.gone_at is not None or not store.exists(artifact.sha256):
+    try:
+        if artifact.gone_at is not None:
+            raise NotFound("file", artifact.sha256)
+        if artifact.sha256 not in known:
+            known[artifact.sha256] = shapes_stored(store, artifact.sha256)
+    except NotFound:
         return None, [Problem(LOC, "the file of this checkpoint is gone from the store", artifact_id, "upload it again")]
     channels, height, width = image_shape
     expected = expected_shapes(backbone, channels, (height, width))
-    misfits = [] if expected is None else _misfits(expected, shapes_stored(store, artifact.sha256))
+    misfits = [] if expected is None else _misfits(expected, known[artifact.sha256])
     if misfits:
         more = f", and {len(misfits) - MOST_NAMED} more" if len(misfits) > MOST_NAMED else ""
         message = f"does not fit backbone {backbone.name}: {'; '.join(misfits[:MOST_NAMED])}{more}"
@@ -79,7 +88,7 @@ def resolve(
     return artifact.sha256, []
 
 
-def _misfits(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> list[str]:
+def _misfits(expected: Shapes, given: Shapes) -> list[str]:
     """What is missing or of another shape. Counters of batch norm do not matter, nor do tensors of a head."""
     wrong = []
     for name, shape in expected.items():

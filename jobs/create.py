@@ -1,6 +1,7 @@
 """Making jobs: of a spec, of an older job, or only on paper."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
@@ -8,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ddcore.checks import as_distillation, digest
+from ddcore.networks.shapes import Shapes
 from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec, SweepSpec
 from jobs import catalogue, quota
 from jobs.bodies import Body
@@ -41,6 +43,18 @@ class DryRun(Body):
     disk_bytes: int = Field(description="estimate of what the new steps would write")
 
 
+@dataclass(frozen=True)
+class Found:
+    """What `look` found: files that are in the store, the tensors of the spec's checkpoints, and `quota.used_bytes` if there is a quota."""
+
+    files: Collection[str] = ()
+    checkpoints: Mapping[str, Shapes] = field(default_factory=dict)
+    used: int | None = None
+
+
+NOTHING = Found()
+
+
 def create_distill(session: Session, store: Store, spec: DistillSpec, **options: Any) -> Job:
     """Post a distillation; see `create` for options and errors."""
     return create(session, store, spec, **options)
@@ -72,7 +86,7 @@ def create(
     parent_id: str | None = None,
     idempotency_key: str | None = None,
     max_attempts: int = 3,
-    found: Collection[str] = (),
+    found: Found = NOTHING,
 ) -> Job:
     """Post a job. The same idempotency key with the same body returns the first job. found: what `look` found.
 
@@ -85,8 +99,9 @@ def create(
     body = digest(said | ({"owner": owner} if owner else {}))
     if (first := _first_answer(session, idempotency_key, body)) is not None:
         return first
-    options: dict[str, Any] = {"labels": labels, "priority": priority, "owner": owner, "parent_id": parent_id, "found": found}
-    made = _submit(session, store, resolve(session, store, spec), options | {"max_attempts": max_attempts})
+    resolved = resolve(session, store, spec, known=dict(found.checkpoints))
+    options = {"labels": labels, "priority": priority, "owner": owner, "parent_id": parent_id, "max_attempts": max_attempts}
+    made = _submit(session, store, resolved, options, found)
     return _remember(session, idempotency_key, body, made)
 
 
@@ -97,7 +112,7 @@ def retry(
     *,
     idempotency_key: str | None = None,
     max_attempts: int = 3,
-    found: Collection[str] = (),
+    found: Found = NOTHING,
 ) -> Job:
     """A new job of the same spec, labels, priority and owner, whose `parent_id` is this one; what was finished is not done again.
 
@@ -111,7 +126,7 @@ def retry(
     job = _job(session, job_id)
     if job.state not in ("failed", "cancelled"):
         raise WrongState(job_id, job.state, "retried", "only a failed or cancelled job is retried; clone it for another one like it")
-    return _remember(session, idempotency_key, body, _again(session, store, job, {"max_attempts": max_attempts, "found": found}))
+    return _remember(session, idempotency_key, body, _again(session, store, job, {"max_attempts": max_attempts}, found))
 
 
 def clone(
@@ -124,7 +139,7 @@ def clone(
     owner: str | None = None,
     idempotency_key: str | None = None,
     max_attempts: int = 3,
-    found: Collection[str] = (),
+    found: Found = NOTHING,
 ) -> Job:
     """A new job of the same spec as one in any state, whose `parent_id` is that one; what was finished is not done again.
 
@@ -136,7 +151,7 @@ def clone(
     body = digest({"clone": job_id, **other})
     if (first := _first_answer(session, idempotency_key, body)) is not None:
         return first
-    made = _again(session, store, _job(session, job_id), {"max_attempts": max_attempts, "found": found, **other})
+    made = _again(session, store, _job(session, job_id), {"max_attempts": max_attempts, **other}, found)
     return _remember(session, idempotency_key, body, made)
 
 
@@ -147,25 +162,27 @@ def _job(session: Session, job_id: str) -> Job:
     return job
 
 
-def _again(session: Session, store: Store, job: Job, options: dict[str, Any]) -> Job:
+def _again(session: Session, store: Store, job: Job, options: dict[str, Any], found: Found) -> Job:
     """Submit what a job asked for once more; options that are absent are as they were."""
     labels = list(session.scalars(select(JobLabel.label).where(JobLabel.job_id == job.id)))
-    resolved = resolve(session, store, spec_of(job), pinned=job.resolved["datasets"])
+    resolved = resolve(session, store, spec_of(job), job.resolved["datasets"], dict(found.checkpoints))
     before = {"labels": labels, "priority": job.priority, "owner": job.owner, "parent_id": job.id}
-    return _submit(session, store, resolved, before | options, spec=job.spec)
+    return _submit(session, store, resolved, before | options, found, spec=job.spec)
 
 
-def look(session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, str] | None = None) -> set[str]:
-    """Files in a store on a server that posting `spec` would look for: so that the transaction that posts it, for which others wait,
-    need not ask the server. Raises `SpecError`.
+def look(session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, str] | None = None) -> Found:
+    """What posting `spec` would look for in the store, and that others need not wait for: with it, the transaction that posts it asks a
+    server only for files that were not there now. Raises `SpecError`.
     """
+    used = quota.used_bytes(session) if store.quota else None
     if store.here("0" * 64) is not None:
-        return set()  # in a folder it takes no time
-    resolved = resolve(session, store, spec, pinned)
-    return decide(session, store, resolved.plan, resolved.wanted).found
+        return Found(used=used)  # in a folder it takes no time
+    checkpoints: dict[str, Shapes] = {}
+    resolved = resolve(session, store, spec, pinned, checkpoints)
+    return Found(decide(session, store, resolved.plan, resolved.wanted).found, checkpoints, used)
 
 
-def look_again(session: Session, store: Store, job_id: str) -> set[str]:
+def look_again(session: Session, store: Store, job_id: str) -> Found:
     """`look` for a retry or a clone. Raises `NotFound`, `SpecError`."""
     job = _job(session, job_id)
     return look(session, store, spec_of(job), job.resolved["datasets"])
@@ -197,13 +214,15 @@ def _remember(session: Session, key: str | None, body: str, job: Job) -> Job:
     return job
 
 
-def _submit(session: Session, store: Store, resolved: Resolved, options: dict[str, Any], spec: dict[str, Any] | None = None) -> Job:
+def _submit(
+    session: Session, store: Store, resolved: Resolved, options: dict[str, Any], found: Found, spec: dict[str, Any] | None = None
+) -> Job:
     sent = resolved.spec.model_dump(mode="json") if spec is None else spec
 
     def afford(fates: Fates) -> None:
-        quota.require(session, store, sum(step.disk_bytes for step in _planned(session, resolved, fates)))
+        quota.require(session, store, sum(step.disk_bytes for step in _planned(session, resolved, fates)), found.used)
 
-    options = options | {"resolved": resolved.meaning, "wanted": resolved.wanted, "afford": afford}
+    options = options | {"resolved": resolved.meaning, "wanted": resolved.wanted, "found": found.files, "afford": afford}
     return submit(session, store, resolved.kind, sent, resolved.plan, **options)
 
 

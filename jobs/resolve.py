@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from ddcore.checks import DatasetFacts
 from ddcore.errors import Problem, SpecError
+from ddcore.networks.shapes import Shapes
 from ddcore.plan import Plan, plan_distill, plan_evaluate, plan_observe
 from ddcore.specs import DistillSpec, EvaluateSpec, GivenTeacherSpec, ObserveSpec, SweepSpec
 from ddcore.sweep_plan import datasets_of, distillations_by_key, plan_sweep
@@ -35,15 +36,21 @@ class Resolved:
     of_steps: Callable[[], dict[str, DistillSpec]] = dict
 
 
-def resolve(session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, str] | None = None) -> Resolved:
-    """Look everything up and plan. pinned: dataset references that are known to mean these ids. Raises `SpecError` with every problem."""
+def resolve(
+    session: Session, store: Store, spec: JobSpec, pinned: Mapping[str, str] | None = None, known: dict[str, Shapes] | None = None
+) -> Resolved:
+    """Look everything up and plan. Raises `SpecError` with every problem.
+
+    pinned: dataset references that are known to mean these ids. known: checkpoints that need not be read (`checkpoints.resolve`).
+    """
+    known = {} if known is None else known
     if isinstance(spec, DistillSpec):
-        return _resolve_distill(session, store, spec, pinned or {})
+        return _resolve_distill(session, store, spec, pinned or {}, known)
     if isinstance(spec, ObserveSpec):
         return _resolve_observe(session, spec, pinned or {})
     if isinstance(spec, SweepSpec):
-        return _resolve_sweep(session, store, spec, pinned or {})
-    return _resolve_evaluate(session, store, spec, pinned or {})
+        return _resolve_sweep(session, store, spec, pinned or {}, known)
+    return _resolve_evaluate(session, spec, pinned or {})
 
 
 def spec_of(job: Job) -> JobSpec:
@@ -55,13 +62,13 @@ def spec_of(job: Job) -> JobSpec:
     return ObserveSpec.model_validate(job.spec) if job.kind == "observe" else EvaluateSpec.model_validate(job.spec)
 
 
-def _resolve_distill(session: Session, store: Store, spec: DistillSpec, pinned: Mapping[str, str]) -> Resolved:
+def _resolve_distill(session: Session, store: Store, spec: DistillSpec, pinned: Mapping[str, str], known: dict[str, Shapes]) -> Resolved:
     problems: list[Problem] = []
     dataset = _dataset(session, spec.dataset, ("dataset",), pinned, problems)
     if dataset is None:
         raise SpecError(problems)
     facts = catalogue.facts(dataset)
-    keyed = _with_checkpoint(session, store, spec, facts)
+    keyed = _with_checkpoint(session, store, spec, facts, known)
     plan = plan_distill(keyed, facts)
     checkpoint = keyed.teacher.checkpoint if isinstance(keyed.teacher, GivenTeacherSpec) else None
     meaning = {"dataset_id": dataset.id, "datasets": {spec.dataset: dataset.id}, "checkpoint": checkpoint}
@@ -78,7 +85,7 @@ def _resolve_observe(session: Session, spec: ObserveSpec, pinned: Mapping[str, s
     return Resolved("observe", spec, plan, meaning)
 
 
-def _resolve_sweep(session: Session, store: Store, spec: SweepSpec, pinned: Mapping[str, str]) -> Resolved:
+def _resolve_sweep(session: Session, store: Store, spec: SweepSpec, pinned: Mapping[str, str], known: dict[str, Shapes]) -> Resolved:
     problems: list[Problem] = []
     found = {ref: _dataset(session, ref, loc, pinned, problems) for ref, loc in datasets_of(spec).items()}
     datasets = {ref: dataset for ref, dataset in found.items() if dataset is not None}
@@ -88,7 +95,7 @@ def _resolve_sweep(session: Session, store: Store, spec: SweepSpec, pinned: Mapp
     keyed: dict[str, DistillSpec] = {}
     for name, variant in spec.variants.items():
         try:
-            keyed[name] = _with_checkpoint(session, store, variant, facts[variant.dataset])
+            keyed[name] = _with_checkpoint(session, store, variant, facts[variant.dataset], known)
         except SpecError as error:
             problems += [replace(one, loc=("variants", name, *one.loc)) for one in error.problems]
     if problems:
@@ -99,18 +106,18 @@ def _resolve_sweep(session: Session, store: Store, spec: SweepSpec, pinned: Mapp
     return Resolved("sweep", spec, plan_sweep(whole, facts), meaning, of_steps=lambda: distillations_by_key(whole, facts))
 
 
-def _with_checkpoint(session: Session, store: Store, spec: DistillSpec, facts: DatasetFacts) -> DistillSpec:
+def _with_checkpoint(session: Session, store: Store, spec: DistillSpec, facts: DatasetFacts, known: dict[str, Shapes]) -> DistillSpec:
     """The spec with its checkpoint named by its bytes, so that equal files make equal keys."""
     teacher = spec.teacher
     if not isinstance(teacher, GivenTeacherSpec) or teacher.checkpoint is None:
         return spec
-    sha256, problems = checkpoints.resolve(session, store, teacher.checkpoint, teacher.backbone, facts.image_shape)
+    sha256, problems = checkpoints.resolve(session, store, teacher.checkpoint, teacher.backbone, facts.image_shape, known)
     if problems:
         raise SpecError(problems)
     return spec.model_copy(update={"teacher": teacher.model_copy(update={"checkpoint": sha256})})
 
 
-def _resolve_evaluate(session: Session, store: Store, spec: EvaluateSpec, pinned: Mapping[str, str]) -> Resolved:
+def _resolve_evaluate(session: Session, spec: EvaluateSpec, pinned: Mapping[str, str]) -> Resolved:
     problems: list[Problem] = []
     made = session.get(Result, spec.synthetic_set)
     if made is None or made.kind != "synthetic_set":

@@ -1,5 +1,6 @@
 """Datasets: built-ins and uploads."""
 
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -46,22 +47,22 @@ async def upload_dataset(service: Running, request: Request, response: Response)
     async with receive_upload(request, settings.home / "uploads", settings.max_upload_bytes, ("name",)) as upload:
         name = upload.fields.get("name") or PurePath(upload.filename).stem
 
-        def add() -> DatasetView:
+        def store_and_add() -> DatasetView:
             service.require_room(upload.path.stat().st_size)
             read = catalogue.read_upload(service.store, upload.path, settings.max_images)
+            with service.read() as session:
+                found = catalogue.look(session, service.store, read)
+            add = partial(
+                catalogue.add_upload, store=service.store, upload=read, name=name, max_attempts=settings.max_attempts, found=found
+            )
             try:
-                made = service.name(
-                    read.blob,
-                    upload.path,
-                    "",
-                    lambda session: catalogue.add_upload(session, service.store, read, name, max_attempts=settings.max_attempts).id,
-                )
+                made = service.name(read.blob, upload.path, "", lambda session: add(session).id)
             except DdcoreError as error:  # the bytes were good: it is the name
                 raise Refusal(error.code, with_hint(error), [Problem(("name",), error.detail, name, error.hint)]) from error
             with service.read() as session:
                 return views.dataset(session, made)
 
-        dataset = await run_in_threadpool(add)
+        dataset = await run_in_threadpool(store_and_add)
     body = _body(request, dataset)
     response.headers["Location"] = body.links["self"]
     return body

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 
 from jobs import quota
 from jobs.claims import succeed
-from jobs.create import create_distill, dry_run, retry
+from jobs.create import create_distill, dry_run, look, retry
 from jobs.errors import NoRoom
 from jobs.models import Job, Step
 from jobs.store import FolderStore
@@ -42,6 +42,14 @@ def test_what_is_done_or_was_answered_before_needs_no_room(world: World) -> None
     world.finish_job(job_id)
     again = world.database.write(lambda s: create_distill(s, full, SMOKE).id)
     assert world.job(again).state == "succeeded"
+
+
+def test_who_has_looked_before_keeps_nobody_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = limited(world, 1)
+    found = world.database.read(lambda s: look(s, store, SMOKE))
+    monkeypatch.setattr(quota, "used_bytes", lambda session: pytest.fail("read while everybody waits"))
+    with pytest.raises(NoRoom, match=r"it holds 0 of the 1 that it may"):
+        world.database.write(lambda s: create_distill(s, store, SMOKE, found=found).id)
 
 
 def test_a_retry_needs_room_too(world: World) -> None:
