@@ -196,7 +196,8 @@ def reap(session: Session, limit: int = 100) -> int:
     lock_graph(session)
     at = now(session)
     expired = select(Step.id, Step.attempt, Step.worker).where(Step.state == "running", Step.lease_until < at).order_by(Step.lease_until)
-    found = session.execute(expired.limit(limit)).all()
+    # One that is being renewed just now is held by its heartbeat, and passed over.
+    found = session.execute(expired.limit(limit).with_for_update(skip_locked=True)).all()
     for step_id, attempt, worker in found:
         detail = f"worker {worker} was not heard of again during attempt {attempt}"
         hint = "look at the worker's log: the machine or the process died, or was out of memory; then retry the job"

@@ -139,6 +139,21 @@ def test_succeeding_twice_is_succeeding_once(world: World) -> None:
     assert _everything(world) == before
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_lease_that_is_just_being_renewed_is_not_taken_back(world: World) -> None:
+    job_id = world.submit(plan("distill"))
+    held = world.claim(job_id, "distill")
+    world.pass_time(held.step_id, 91)
+    with world.database.sessions.begin() as session, ThreadPoolExecutor(1) as pool:
+        assert heartbeat(session, held.step_id, held.attempt) == "ok"
+        reaping = pool.submit(world.database.write, reap)
+        try:
+            assert reaping.result(5) == 0
+        finally:
+            session.commit()
+    assert world.step(job_id, "distill").state == "running"
+
+
 def test_lost_workers_cost_an_attempt_only_when_they_are_many_and_the_last_fails_the_job(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
