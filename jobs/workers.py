@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import String, case, cast, delete, func, select, text, update
 from sqlalchemy.orm import Session
@@ -29,24 +30,32 @@ class Presence:
     version: str
 
 
-def report(session: Session, worker: Presence, *, alive_seconds: float) -> None:
+def report(session: Session, worker: Presence, *, alive_seconds: float, first: bool = False) -> None:
     """Say that a worker is there, and may be counted on for `alive_seconds`.
 
+    first: of this process; what is known under its name is of one that was called the same and did not say goodbye.
     The first of its engine on a queue has the steps that wait there rung again: workers of other engines may have used up their doorbells.
     """
     at = now(session)
     seen = {"last_seen": at, "alive_until": at + timedelta(seconds=alive_seconds)}
-    known = update(Worker).where(Worker.name == worker.name).values(**seen).returning(Worker.name)
-    if session.scalar(known.execution_options(synchronize_session=False)) is None:
-        own = {"host": worker.host, "pid": worker.pid, "queues": list(worker.queues), "engine": worker.engine, "version": worker.version}
-        if fresh := [name for name in worker.queues if worker.engine not in _listening(session, name, at)]:
-            ring_for(session, worker.engine, fresh)
-        session.add(Worker(name=worker.name, started_at=at, **own, **seen))
+    own = {"host": worker.host, "pid": worker.pid, "queues": list(worker.queues), "engine": worker.engine, "version": worker.version}
+    begun = {"started_at": at, **own}
+    if not first and _note(session, worker.name, **seen):
+        return
+    if fresh := [name for name in worker.queues if worker.engine not in _listening(session, name, at)]:
+        ring_for(session, worker.engine, fresh)
+    if not _note(session, worker.name, **begun, **seen):
+        session.add(Worker(name=worker.name, **begun, **seen))
 
 
 def set_device(session: Session, name: str, device: str, memory: int | None) -> bool:
     """Note what a worker computes on, and its memory in bytes; False if the worker has not reported yet."""
-    change = update(Worker).where(Worker.name == name).values(device=device, memory=memory).returning(Worker.name)
+    return _note(session, name, device=device, memory=memory)
+
+
+def _note(session: Session, name: str, **values: Any) -> bool:
+    """Whether there is such a worker."""
+    change = update(Worker).where(Worker.name == name).values(**values).returning(Worker.name)
     return session.scalar(change.execution_options(synchronize_session=False)) is not None
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from functools import partial
 
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -35,9 +36,11 @@ class Announcer:
             log.info("could not say goodbye: %s", (str(error).splitlines() or [type(error).__name__])[0])
 
     def _run(self) -> None:
+        first = True
         while not self._stop.is_set():
             try:
-                transact(self.sessions, lambda s: workers.report(s, self.worker, alive_seconds=self.settings.lease_seconds))
+                transact(self.sessions, partial(workers.report, worker=self.worker, alive_seconds=self.settings.lease_seconds, first=first))
+                first = False
             except AWAY as error:
                 log.debug("could not report: %s", error)  # the supervisor's heartbeats say it aloud
             self._stop.wait(self.settings.heartbeat_seconds)

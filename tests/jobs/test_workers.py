@@ -3,11 +3,11 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from ddcore.plan import engine_digest
 from jobs.claims import take
-from jobs.models import Step, Worker
+from jobs.models import Doorbell, Step, Worker
 from jobs.workers import FORGET_SECONDS, Presence, forget, leave, queues, report, set_device, workers
 from tests.jobs.harness import World, plan
 
@@ -43,6 +43,20 @@ def test_a_worker_comes_works_and_goes(world: World) -> None:
     world.finish(held)
     world.database.write(lambda s: leave(s, ONE.name))
     assert world.database.read(workers) == []
+
+
+def test_a_new_process_under_an_old_name_is_listed_as_it_is(world: World) -> None:
+    come(world, replace(ONE, engine="older", version="0.9", queues=("cpu",)))
+    job_id = world.submit(plan("distill"))
+    world.pass_time(world.step(job_id, "distill").id, 10)
+    with world.database.sessions.begin() as session:
+        session.execute(delete(Doorbell))
+    (old,) = world.database.read(workers)
+    world.database.write(lambda s: report(s, ONE, alive_seconds=60, first=True))
+    (new,) = world.database.read(workers)
+    assert (new.engine, new.version, new.queues) == (ONE.engine, "1.0", ["gpu", "cpu"])
+    assert new.started_at > old.started_at
+    assert world.doorbells() == [world.step(job_id, "distill").id], "it is the first of its engine there"
 
 
 def test_a_silent_worker_is_lost_and_after_a_day_forgotten(world: World) -> None:
