@@ -8,15 +8,15 @@ no lease long run out. Exits with 1 and says why not.
 import argparse
 import socket
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import redis
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from jobs.database import connect, now, readers
-from jobs.models import Doorbell, Step, Worker
+from jobs.models import Doorbell, Event, Step, Worker
 from jobs.settings import Settings, get_settings
 
 PATIENCE = 30.0  # seconds for which something may wait for the maintenance loop
@@ -52,9 +52,16 @@ def _silent(session: Session, host: str) -> str:
         heard = select(Step.id).where(Step.state == "ready", Step.queue.in_(one.queues), Step.engine == one.engine)
         unsent = select(Doorbell.id).where(Doorbell.step_id == Step.id).exists()
         waiting = heard.where(Step.ready_at < since, Step.rung_at.is_not(None), ~unsent).limit(1)
-        if one.name not in busy and (step_id := session.scalar(waiting)):
+        if one.name not in busy and (step_id := session.scalar(waiting)) and not _has_worked(session, one.name, since):
             return f"worker {one.name} runs nothing, though {step_id} has waited and been rung for more than {DEAF:g} s"
     return ""
+
+
+def _has_worked(session: Session, worker: str, since: datetime) -> bool:
+    """Whether a step that the worker took has begun or ended since then: it may be between two."""
+    moved = or_(*(moment >= since for moment in (Step.started_at, Step.finished_at, Step.ready_at)))
+    took = select(Event.id).join(Step, Step.id == Event.step_id).where(Event.type == "step_started", moved)
+    return session.scalar(took.where(Event.data["worker"].as_string() == worker).limit(1)) is not None
 
 
 def _undone(session: Session) -> str:

@@ -43,6 +43,28 @@ def test_a_worker_that_does_not_hear_is_not_well(reachable: Settings, engine: En
     assert ailment(reachable, "worker", "here") == ""
 
 
+def test_a_worker_between_two_steps_is_well(reachable: Settings, engine: Engine) -> None:
+    factory = sessions(engine)
+    one = workers.Presence("here/3", "here", 3, ("io",), engine_digest(), "1")
+    transact(factory, lambda s: workers.report(s, one, alive_seconds=60))
+    for dataset in ("digits-train", "digits-test"):
+        post(reachable, engine, dataset=dataset, num_images=4, method={"name": "random"})
+    long_ago = transact(factory, now) - timedelta(seconds=DEAF + 1)
+    waited = update(Step).where(Step.state == "ready").values(ready_at=long_ago, rung_at=long_ago)
+    transact(factory, lambda s: (s.execute(waited), s.query(Doorbell).delete()))
+    for end in (claims.release, lambda s, step_id, attempt: claims.succeed(s, step_id, attempt, [], {})):
+        held = transact(factory, lambda s: claims.take(s, "io", one.name, one.engine))
+        assert held is not None
+        begun = update(Step).where(Step.id == held.step_id).values(started_at=long_ago)
+        transact(factory, lambda s, begun=begun: s.execute(begun).close())  # type: ignore[misc]
+        transact(factory, lambda s, end=end, held=held: end(s, held.step_id, held.attempt))  # type: ignore[misc]
+        assert ailment(reachable, "worker", "here") == ""
+        ended = update(Step).where(Step.id == held.step_id)
+        transact(factory, lambda s, ended=ended: s.execute(ended.values(ready_at=long_ago, rung_at=long_ago, finished_at=long_ago)).close())  # type: ignore[misc]
+        transact(factory, lambda s: s.query(Doorbell).delete())
+        assert ailment(reachable, "worker", "here").startswith("worker here/3 runs nothing")
+
+
 def test_maintenance_is_well_while_nothing_is_left_undone(reachable: Settings, engine: Engine) -> None:
     factory = sessions(engine)
     assert ailment(reachable, "maintenance", "here") == ""
