@@ -113,7 +113,11 @@ def run_step(
         "threads": torch.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy")},
     }
-    (out / "step.json").write_text(json.dumps(manifest, indent=1))
+    try:
+        text = json.dumps(manifest, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise DdcoreError("diverged", f"a figure in the summary of the step is not finite: {error}", "lower its learning rates") from error
+    (out / "step.json").write_text(text)
     return summary
 
 

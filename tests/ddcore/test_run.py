@@ -141,6 +141,13 @@ def test_memory_that_runs_out_is_named_with_what_there_is_and_what_to_try(tmp_pa
     assert "smaller batches" in caught.value.hint
 
 
+def test_a_figure_that_is_not_finite_is_a_divergence(tmp_path, monkeypatch):
+    monkeypatch.setitem(STEPS, "experts", lambda task: {"losses": [0.5, float("nan")]})
+    with pytest.raises(DdcoreError, match="is not finite") as caught:
+        run_step("experts", {}, {}, tmp_path / "out", tmp_path / "work", Reporter(), CPU, Resources())
+    assert caught.value.code == "diverged"
+
+
 def test_an_error_that_is_not_of_memory_stays_what_it_was(tmp_path, monkeypatch):
     def broken(task):
         raise RuntimeError("sizes do not match")
