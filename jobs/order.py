@@ -70,7 +70,9 @@ def line_up(session: Session, job_ids: Collection[str], fresh: Collection[str]) 
     """
     columns = (JobStep.job_id, Step.id, Step.queue, Step.state, Step.priority, Step.turn, Step.ready_at)
     query = select(*columns).join(JobStep, JobStep.step_id == Step.id).join(Job, Job.id == JobStep.job_id)
-    rows = session.execute(query.where(JobStep.job_id.in_(job_ids), Job.state.in_(LIVE_JOB)).distinct()).all()
+    # Not by the index of states: a planner that last saw a short queue would read all that waits now, whoever's it is.
+    counts = Step.state.concat("").in_(("ready", "running"))
+    rows = session.execute(query.where(JobStep.job_id.in_(job_ids), Job.state.in_(LIVE_JOB), counts).distinct()).all()
     taken = Counter((row.job_id, row.queue) for row in rows if row.state == "running")
     waiting = [row for row in rows if row.state == "ready"]
     offered: dict[str, list[int]] = defaultdict(list)
@@ -94,8 +96,8 @@ def line_up(session: Session, job_ids: Collection[str], fresh: Collection[str]) 
 
 def reprioritise(session: Session, job_ids: Collection[str]) -> None:
     """Make each unfinished step of the jobs as urgent as the most urgent live job that needs it, and its owner's."""
-    query = select(Step.id, Step.state).join(JobStep, JobStep.step_id == Step.id).where(JobStep.job_id.in_(job_ids)).distinct()
-    unfinished = [step_id for step_id, state in session.execute(query) if state in LIVE_STEP]
+    query = select(Step.id).join(JobStep, JobStep.step_id == Step.id).where(JobStep.job_id.in_(job_ids))
+    unfinished = session.scalars(query.where(Step.state.concat("").in_(LIVE_STEP)).distinct()).all()
     needed_by = and_(JobStep.job_id == Job.id, JobStep.step_id == Step.id, Job.state.in_(LIVE_JOB))
     urgent = select(func.max(Job.priority)).where(needed_by).correlate(Step).scalar_subquery()
     owner = select(Job.owner).where(needed_by).order_by(Job.priority.desc(), Job.id).limit(1).correlate(Step).scalar_subquery()

@@ -11,6 +11,7 @@ from ddcore.plan import engine_digest
 from jobs.cancel import cancel
 from jobs.claims import Claim, release, take
 from jobs.models import Step
+from jobs.order import line_up
 from jobs.outbox import relay
 from jobs.place import steps_ahead
 from jobs.recent import Recent
@@ -150,17 +151,8 @@ def test_a_claim_and_a_place_among_a_hundred_thousand_read_little(world: World, 
 @contextmanager
 def counting_reads(engine: Engine) -> Iterator[Callable[[], float]]:
     """How many rows of tables and indexes the SELECTs of the block read, roughly: PostgreSQL tells it, SQLite tells its instructions."""
-    said: list[tuple[str, Any]] = []
-
-    def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
-        if statement.startswith(("SELECT", "WITH")):
-            said.append((statement, parameters))
-
-    event.listen(engine, "before_cursor_execute", listen)
-    try:
-        yield lambda: sum(reads(engine, statement, parameters) for statement, parameters in said)
-    finally:
-        event.remove(engine, "before_cursor_execute", listen)
+    with asked(engine) as said:
+        yield lambda: sum(reads(engine, *one) for one in said[:] if one[0].startswith(("SELECT", "WITH")))
 
 
 def reads(engine: Engine, statement: str, parameters: Any) -> float:
@@ -204,3 +196,37 @@ def add_many(world: World, count: int, spread: int, owners: int) -> None:
     with world.database.engine.begin() as connection:
         connection.execute(text(insert))
         connection.execute(text("ANALYZE steps"))
+
+
+def test_turns_are_counted_from_what_waits_or_runs_alone(world: World) -> None:
+    names = [f"s{n}" for n in range(8)]
+    job_id = world.submit(plan(*names, f"distill<{','.join(names)}"))
+    world.run(job_id, *names[:6])
+    add_many(world, 20_000, 1, 1)
+    with world.database.engine.begin() as connection:  # as a planner saw it that looked when nothing waited
+        connection.execute(text("UPDATE steps SET state = 'succeeded'"))
+        connection.execute(text("ANALYZE"))
+        connection.execute(text("UPDATE steps SET state = 'ready' WHERE finished_at IS NULL AND waiting = 0"))
+    with asked(world.database.engine) as said:
+        world.database.write(lambda s: line_up(s, [job_id], []))
+    statement, parameters = next(one for one in said if one[0].startswith("SELECT") and "job_steps" in one[0])
+    with world.database.engine.connect() as connection:
+        assert len(connection.exec_driver_sql(statement, parameters).all()) == 2
+        explain = "EXPLAIN " if world.database.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
+        how = str(connection.exec_driver_sql(explain + statement, parameters).all())
+    assert "ix_steps_" not in how, "it would read what waits for all jobs"
+
+
+@contextmanager
+def asked(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
+    """The statements of the block, with their parameters."""
+    said: list[tuple[str, Any]] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
+        said.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", listen)
+    try:
+        yield said
+    finally:
+        event.remove(engine, "before_cursor_execute", listen)
