@@ -4,8 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, select
 
-from tests.worker.service import RedisServer
+from jobs import catalogue
+from jobs.database import sessions, transact
+from jobs.models import Step
+from jobs.settings import Settings
+from jobs.store import open_store
+from tests.worker.service import RedisServer, archive
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +23,13 @@ def redis_server() -> Iterator[RedisServer]:
     yield server
     server.stop()
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def step_id(engine: Engine, settings: Settings, tmp_path: Path) -> str:
+    """A step that is ready: an upload that the catalogue wants read."""
+    store = open_store(settings)
+    upload = catalogue.read_upload(store, archive(tmp_path / "a.zip"))
+    dataset = transact(sessions(engine), lambda s: catalogue.add_upload(s, store, upload, "mine"))
+    with sessions(engine).begin() as session:
+        return session.scalars(select(Step.id).where(Step.key == dataset.step_key)).one()
