@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import lock_graph, now
@@ -85,9 +85,8 @@ def take(session: Session, queue: str, worker: str, engine: str, *, lease_second
     step_id = session.scalar(next_step(queue, engine))
     if step_id is None:
         return None
-    unsent = session.scalar(select(Doorbell.id).where(Doorbell.step_id == step_id).limit(1))
-    got = claim(session, step_id, worker, lease_seconds=lease_seconds)
-    if unsent is not None and (other := session.scalar(next_step(queue, engine))) is not None:
+    got, unsent = _claim(session, step_id, worker, lease_seconds)
+    if unsent and (other := session.scalar(next_step(queue, engine))) is not None:
         # The doorbell that led here was another step's, and the claim has removed the one of this step: they change places.
         session.add(Doorbell(step_id=other, created_at=now(session)))
     return got
@@ -96,16 +95,27 @@ def take(session: Session, queue: str, worker: str, engine: str, *, lease_second
 def claim(session: Session, step_id: str, worker: str, *, lease_seconds: float = LEASE_SECONDS) -> Claim | None:
     """Take this step; None if it is not ready."""
     lock_graph(session)
+    return _claim(session, step_id, worker, lease_seconds)[0]
+
+
+def _claim(session: Session, step_id: str, worker: str, lease_seconds: float) -> tuple[Claim | None, bool]:
+    """The claim, and whether a doorbell of the step was still to be sent."""
+    bell = select(Doorbell.id).where(Doorbell.step_id == Step.id).correlate(Step).exists()
+    step = session.execute(select(Step.attempt, Step.kind, Step.queue, bell.label("unsent")).where(Step.id == step_id)).one_or_none()
     at = now(session)
     until = at + timedelta(seconds=lease_seconds)
     fresh: dict[str, Any] = dict.fromkeys(("done", "total", "unit", "note", "rate", "progress_at"))
     values = {"attempt": Step.attempt + 1, "worker": worker, "lease_until": until, "started_at": at, **fresh}
-    if not move_steps(session, "running", at, Step.id == step_id, **values):
-        return None
-    step = session.get_one(Step, step_id, populate_existing=True)
-    write_event(session, "step_started", at, step_id=step_id, attempt=step.attempt, worker=worker)
-    after_start(session, step_id, at)
-    return Claim(step_id, step.attempt, step.kind, step.queue, until, _jobs(session, step_id))
+    if step is None or not move_steps(session, "running", at, Step.id == step_id, **values):
+        return None, False
+    if step.unsent:
+        session.execute(delete(Doorbell).where(Doorbell.step_id == step_id))
+    attempt = step.attempt + 1
+    with session.no_autoflush:  # all events at once
+        write_event(session, "step_started", at, step_id=step_id, attempt=attempt, worker=worker)
+        jobs = after_start(session, step_id, at)
+    session.flush()
+    return Claim(step_id, attempt, step.kind, step.queue, until, tuple(jobs[:MOST_JOBS])), step.unsent
 
 
 def stands(session: Session, claim: Claim) -> bool:
@@ -155,12 +165,13 @@ def succeed(session: Session, step_id: str, attempt: int, artifacts: Sequence[Ne
         if session.scalar(select(Step.id).where(Step.id == step_id, Step.attempt == attempt, Step.state == "succeeded")):
             return
         raise LeaseLost(step_id, attempt)
-    for one in artifacts:
-        fields = {"name": one.name, "kind": one.kind, "media_type": one.media_type, "sha256": one.sha256, "size": one.size}
-        session.add(Artifact(id=new_id("art"), step_id=step_id, created_at=at, **fields))
-    write_event(session, "step_succeeded", at, step_id=step_id, attempt=attempt)
+    with session.no_autoflush:  # all rows of a table at once
+        for one in artifacts:
+            fields = {"name": one.name, "kind": one.kind, "media_type": one.media_type, "sha256": one.sha256, "size": one.size}
+            session.add(Artifact(id=new_id("art"), step_id=step_id, created_at=at, **fields))
+        write_event(session, "step_succeeded", at, step_id=step_id, attempt=attempt)
+        after_success(session, step_id, at)
     session.flush()
-    after_success(session, step_id, at)
 
 
 def fail(

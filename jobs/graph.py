@@ -40,8 +40,8 @@ def write_event(session: Session, kind: str, at: datetime, *, job_id: str | None
     session.add(Event(job_id=job_id, step_id=step_id, type=kind, data=data, at=at))
 
 
-def move_jobs(session: Session, ids: Collection[str], to: str, at: datetime, **values: Any) -> list[str]:
-    """Move those of the jobs that may go there, by compare-and-swap; returns their ids, oldest first."""
+def move_jobs(session: Session, ids: Collection[str], to: str, at: datetime, *where: ColumnElement[bool], **values: Any) -> list[str]:
+    """Move those of the jobs that match and may go there, by compare-and-swap; returns their ids, oldest first."""
     if not ids:
         return []
     sources = [state for state, after in JOB_MOVES.items() if to in after]
@@ -49,7 +49,7 @@ def move_jobs(session: Session, ids: Collection[str], to: str, at: datetime, **v
         values["started_at"] = at
     if to in JOB_ENDS:
         values["finished_at"] = at
-    change = update(Job).where(Job.id.in_(ids), Job.state.in_(sources)).values(state=to, **values).returning(Job.id)
+    change = update(Job).where(Job.id.in_(ids), Job.state.in_(sources), *where).values(state=to, **values).returning(Job.id)
     moved = sorted(session.scalars(change.execution_options(synchronize_session=False)))
     for job_id in moved:
         said = {name: values[name] for name in ("error_code", "error_detail", "error_hint") if name in values}
@@ -58,7 +58,10 @@ def move_jobs(session: Session, ids: Collection[str], to: str, at: datetime, **v
 
 
 def move_steps(session: Session, to: str, at: datetime, *where: ColumnElement[bool], **values: Any) -> list[str]:
-    """Move the steps that match and may go there, by compare-and-swap; returns their ids. Doorbells follow the state."""
+    """Move the steps that match and may go there, by compare-and-swap; returns their ids.
+
+    Doorbells follow the state, but for that of a step that is claimed: only ready ones have any, and who claims looks for it.
+    """
     sources = [state for state, after in STEP_MOVES.items() if to in after]
     if to == "ready":
         values |= {"ready_at": at, "rings": 0, "rung_at": None}
@@ -70,7 +73,7 @@ def move_steps(session: Session, to: str, at: datetime, *where: ColumnElement[bo
     moved = sorted(session.scalars(change.execution_options(synchronize_session=False)))
     if to == "ready":
         session.add_all([Doorbell(step_id=step_id, created_at=at) for step_id in moved])
-    elif moved:
+    elif moved and to == "cancelled":
         session.execute(delete(Doorbell).where(Doorbell.step_id.in_(moved)))
     return moved
 
@@ -95,24 +98,28 @@ def drop_unwanted(session: Session, job_ids: Collection[str], at: datetime) -> N
 
 def end_cancelling(session: Session, job_ids: Collection[str], at: datetime) -> None:
     """A job that is being cancelled ends when none of its steps is still running for nobody."""
-    if not job_ids:
-        return
     stopping = (
         select(Step.id).join(JobStep, JobStep.step_id == Step.id).where(JobStep.job_id == Job.id, Step.state == "running", ~is_wanted())
     )
-    ready = select(Job.id).where(Job.id.in_(job_ids), Job.state == "cancelling", ~stopping.correlate(Job).exists())
-    move_jobs(session, list(session.scalars(ready)), "cancelled", at)
+    move_jobs(session, job_ids, "cancelled", at, Job.state == "cancelling", ~stopping.correlate(Job).exists())
 
 
 def jobs_of(session: Session, step_id: str, *states: str) -> list[str]:
     """Ids of the jobs in one of the states that need the step."""
-    found = select(Job.id).join(JobStep, JobStep.job_id == Job.id).where(JobStep.step_id == step_id, Job.state.in_(states)).distinct()
-    return sorted(session.scalars(found))
+    return sorted(_states_of_jobs(session, step_id, states))
 
 
-def after_start(session: Session, step_id: str, at: datetime) -> None:
-    """The first step that runs starts its jobs."""
-    move_jobs(session, jobs_of(session, step_id, "queued"), "running", at)
+def _states_of_jobs(session: Session, step_id: str, states: Collection[str]) -> dict[str, str]:
+    """The states of the jobs in one of the states that need the step, by their ids."""
+    found = select(Job.id, Job.state).join(JobStep, JobStep.job_id == Job.id).where(JobStep.step_id == step_id, Job.state.in_(states))
+    return dict(session.execute(found.distinct()).all())
+
+
+def after_start(session: Session, step_id: str, at: datetime) -> list[str]:
+    """The first step that runs starts its jobs. Returns the live jobs that need the step."""
+    jobs = _states_of_jobs(session, step_id, LIVE_JOB)
+    move_jobs(session, [job_id for job_id, state in jobs.items() if state == "queued"], "running", at)
+    return sorted(jobs)
 
 
 def after_success(session: Session, step_id: str, at: datetime) -> None:
@@ -123,17 +130,17 @@ def after_success(session: Session, step_id: str, at: datetime) -> None:
     ready = move_steps(session, "ready", at, Step.id.in_(touched), Step.state == "blocked", Step.waiting == 0) if touched else []
     for ready_id in ready:
         write_event(session, "step_ready", at, step_id=ready_id)
-    jobs = jobs_of(session, step_id, *LIVE_JOB)
-    line_up(session, jobs, ready)
-    finish_jobs(session, jobs, at)
-    end_cancelling(session, jobs_of(session, step_id, "cancelling"), at)
+    jobs = _states_of_jobs(session, step_id, (*LIVE_JOB, "cancelling"))
+    live = sorted(job_id for job_id, state in jobs.items() if state != "cancelling")
+    busy = line_up(session, live, ready)
+    finish_jobs(session, [job_id for job_id in live if job_id not in busy], at)
+    end_cancelling(session, sorted(jobs.keys() - set(live)), at)
 
 
 def finish_jobs(session: Session, job_ids: Collection[str], at: datetime) -> None:
     """Those of the live jobs that have no step left to do succeed, with their result."""
     open_step = select(JobStep.job_id).join(Step, Step.id == JobStep.step_id).where(JobStep.job_id == Job.id, Step.state != "succeeded")
-    complete = select(Job.id).where(Job.id.in_(job_ids), Job.state.in_(LIVE_JOB), ~open_step.correlate(Job).exists())
-    for job_id in move_jobs(session, list(session.scalars(complete)), "succeeded", at):
+    for job_id in move_jobs(session, job_ids, "succeeded", at, ~open_step.correlate(Job).exists()):
         add_result(session, job_id, at)
 
 

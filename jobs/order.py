@@ -62,11 +62,11 @@ def last_served(owner: Any, queue: str) -> Any:
     return starts.order_by(_SERVED.started_at.desc()).limit(1).scalar_subquery()
 
 
-def line_up(session: Session, job_ids: Collection[str], fresh: Collection[str]) -> None:
+def line_up(session: Session, job_ids: Collection[str], fresh: Collection[str]) -> set[str]:
     """Count the turns of what the live ones of the jobs wait for; `fresh` are the steps that have just become ready.
 
     Call it when a step of the jobs becomes ready or runs no more. A step that waits already never falls back; one that several jobs
-    share has the best turn that any of them gives it.
+    share has the best turn that any of them gives it. Returns the jobs of which something waits or runs.
     """
     columns = (JobStep.job_id, Step.id, Step.queue, Step.state, Step.priority, Step.turn, Step.ready_at)
     query = select(*columns).join(JobStep, JobStep.step_id == Step.id).join(Job, Job.id == JobStep.job_id)
@@ -92,6 +92,7 @@ def line_up(session: Session, job_ids: Collection[str], fresh: Collection[str]) 
         for start in range(0, len(ids), _MANY):
             change = update(Step).where(Step.id.in_(ids[start : start + _MANY])).values(turn=Step.turn - by)
             session.execute(change.execution_options(synchronize_session=False))
+    return {row.job_id for row in rows}
 
 
 def reprioritise(session: Session, job_ids: Collection[str]) -> None:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.ids import new_id
@@ -20,10 +20,10 @@ RESULTS = {
 
 def add_result(session: Session, job_id: str, at: datetime) -> None:
     """Add the result of a job that has just succeeded."""
-    job = session.get_one(Job, job_id)
-    kind, prefix, name = RESULTS[job.kind]
-    found = select(Step).join(JobStep, JobStep.step_id == Step.id).where(JobStep.job_id == job_id, JobStep.name == name)
-    step = session.scalars(found).one()
+    made_by = tuple_(Job.kind, JobStep.name).in_([(kind, name) for kind, (_, _, name) in RESULTS.items()])
+    found = select(Job, Step).join(JobStep, JobStep.job_id == Job.id).join(Step, Step.id == JobStep.step_id)
+    job, step = session.execute(found.where(Job.id == job_id, made_by)).one()
+    kind, prefix, _ = RESULTS[job.kind]
     dataset = session.get_one(Dataset, job.resolved["dataset_id"])
     info = _about(kind, job, dataset, step.summary or {})
     session.add(Result(id=new_id(prefix), kind=kind, job_id=job_id, step_id=step.id, dataset_id=dataset.id, info=info, created_at=at))

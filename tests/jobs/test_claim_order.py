@@ -9,7 +9,7 @@ from sqlalchemy import Engine, event, select, text, update
 
 from ddcore.plan import engine_digest
 from jobs.cancel import cancel
-from jobs.claims import Claim, release, take
+from jobs.claims import Claim, release, succeed, take
 from jobs.models import Step
 from jobs.order import line_up
 from jobs.outbox import relay
@@ -230,3 +230,19 @@ def asked(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
         yield said
     finally:
         event.remove(engine, "before_cursor_execute", listen)
+
+
+def test_few_statements_keep_others_waiting_at_a_claim_and_at_a_success(world: World) -> None:
+    job_id = world.submit(plan("a", "b", "distill<a,b"))
+    relay(world.database.sessions, lambda step, queue: None)
+    for most_to_claim, most_to_succeed in ((8, 10), (7, 11), (7, 12)):  # the first starts the job, the last ends it
+        with asked(world.database.engine) as said:
+            held = next_claim(world)
+        assert len(said) <= most_to_claim, said
+        assert held is not None
+        made = [world.file(f"{held.step_id} {n}", f"{n}.bin") for n in range(3)]
+        with asked(world.database.engine) as said:
+            world.database.write(lambda s, held=held, made=made: succeed(s, held.step_id, held.attempt, made, {}))  # type: ignore[misc]
+        assert len(said) <= most_to_succeed, said
+        relay(world.database.sessions, lambda step, queue: None)
+    assert world.job(job_id).state == "succeeded"
