@@ -4,9 +4,9 @@ A doorbell may be sent twice, late, or get lost: the claim decides, and `ring_ag
 """
 
 from collections.abc import Callable, Collection
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from jobs.database import lock_graph, now, transact
@@ -56,13 +56,16 @@ def ring_again(session: Session, *, after: float = 30.0, empty: Collection[str] 
     at = now(session)
     since = at - timedelta(seconds=after)
     silent = ~select(Doorbell.id).where(Doorbell.step_id == Step.id).exists()
-    query = select(Step.id, Step.queue, Step.rings, Step.rung_at).where(Step.state == "ready", Step.ready_at < since, silent)
-    due = []
-    for step_id, queue, rings, rung_at in session.execute(query.order_by(Step.priority.desc(), Step.ready_at, Step.id)):
-        if _due(rung_at, 0 if queue in empty else rings, at, after):
-            due.append(step_id)
-    session.add_all([Doorbell(step_id=step_id, created_at=at) for step_id in due[:limit]])
-    return len(due[:limit])
+    again = or_(
+        Step.rung_at.is_(None),
+        and_(Step.queue.in_(empty), Step.rung_at < since),
+        *(and_(Step.rings <= 1 + n, Step.rung_at < at - timedelta(seconds=after * 2**n)) for n in range(LONGEST_DOUBLING)),
+        Step.rung_at < at - timedelta(seconds=after * 2**LONGEST_DOUBLING),
+    )
+    query = select(Step.id).where(Step.state == "ready", Step.ready_at < since, again, silent)
+    due = session.scalars(query.order_by(Step.priority.desc(), Step.ready_at, Step.id).limit(limit)).all()
+    session.add_all([Doorbell(step_id=step_id, created_at=at) for step_id in due])
+    return len(due)
 
 
 def ring_for(session: Session, engine: str, queues: Collection[str], limit: int = 1000) -> int:
@@ -76,8 +79,3 @@ def ring_for(session: Session, engine: str, queues: Collection[str], limit: int 
     at = now(session)
     session.add_all([Doorbell(step_id=step_id, created_at=at) for step_id in due])
     return len(due)
-
-
-def _due(rung_at: datetime | None, rings: int, at: datetime, after: float) -> bool:
-    doublings = min(max(rings - 1, 0), LONGEST_DOUBLING)
-    return rung_at is None or rung_at < at - timedelta(seconds=after * 2**doublings)

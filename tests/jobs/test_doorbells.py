@@ -1,7 +1,10 @@
 """Doorbells are written with the state they announce, sent outside transactions, and repeated when they were lost."""
 
+from typing import Any
+
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Result, event, select, update
+from sqlalchemy.orm import ORMExecuteState, Session
 
 from jobs.models import Step
 from jobs.outbox import relay, ring_again
@@ -65,3 +68,25 @@ def test_a_lost_doorbell_is_rung_again_ever_more_rarely(world: World) -> None:
     world.claim(job_id, "a")
     world.pass_time(step_id, 100_000)
     assert ring(empty=["gpu"]) == 0, "it is being run"
+
+
+def test_only_what_is_to_be_rung_is_read(world: World) -> None:
+    world.submit(plan("a", "b", "c", "distill<a,b,c"))
+    relay(world.database.sessions, lambda step, queue: None)
+    for step_id in (first := world.database.read(lambda s: list(s.scalars(select(Step.id).where(Step.state == "ready"))))):
+        world.pass_time(step_id, 31)
+    world.database.write(lambda s: s.execute(update(Step).where(Step.id == first[0]).values(rings=2)))
+    read: list[str] = []
+
+    def count(orm: ORMExecuteState) -> Result[Any] | None:
+        if orm.is_select and "outbox" in str(orm.statement):
+            kept = orm.invoke_statement().freeze()
+            read.extend(row[0] for row in kept().all())
+            return kept()
+        return None
+
+    with Session(world.database.engine) as session, session.begin():
+        event.listen(session, "do_orm_execute", count)
+        assert ring_again(session, limit=1) == 1
+    assert len(read) == 1
+    assert set(read) < set(first[1:])
