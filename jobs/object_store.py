@@ -18,7 +18,7 @@ from obstore.store import S3Store
 
 from jobs.errors import Damaged, NotFound, StoreAway, StoreFull, StoreUnusable
 from jobs.settings import S3, Settings
-from jobs.store import PIECE, Blob, Store, Stored, Tick, blob_key
+from jobs.store import NAME, PIECE, Blob, Store, Stored, Tick, blob_key
 
 PART = 8 * PIECE  # bytes of one request
 LONGEST = 400  # characters of what the library says
@@ -109,7 +109,7 @@ class ObjectStore(Store):
 
     def listing(self, after: str = "") -> Iterator[list[Stored]]:
         for some in self._listed("sha256", f"sha256/{after[:2]}/{after}" if after else None):
-            yield [one for one in some if len(one.sha256) == 64]
+            yield [one for one in some if NAME.fullmatch(one.sha256)]
 
     def remove(self, names: Collection[str]) -> None:
         if names:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import importlib
 import os
+import re
 import secrets
 import shutil
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from jobs.errors import Damaged, NotFound, StoreFull, StoreUnusable
 from jobs.settings import S3, Settings
 
 PIECE = 1 << 20
+NAME = re.compile("[0-9a-f]{64}")
 Tick = Callable[[], None]
 
 
@@ -211,7 +213,7 @@ class FolderStore(Store):
     def listing(self, after: str = "") -> Iterator[list[Stored]]:
         for folder in sorted((self.root / "sha256").glob("[0-9a-f][0-9a-f]")):
             if folder.name >= after[:2]:
-                paths = sorted(path for path in folder.iterdir() if path.name > after and len(path.name) == 64)
+                paths = sorted(path for path in folder.iterdir() if path.name > after and NAME.fullmatch(path.name))
                 yield [one for one in map(_stored, paths) if one is not None]
 
     def remove(self, names: Collection[str]) -> None:
@@ -256,7 +258,7 @@ def open_store(settings: Settings, tick: Tick = lambda: None) -> Store:
 
 def blob_key(sha256: str) -> str:
     """Where a file lies below the root of any store. Raises `NotFound` for what is no sha256."""
-    if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
+    if not NAME.fullmatch(sha256):
         raise NotFound("file", sha256)
     return f"sha256/{sha256[:2]}/{sha256}"
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+import obstore
 import pytest
 
 from jobs import object_store
@@ -131,6 +132,17 @@ def test_a_folder_takes_bytes_that_come_again_for_those_that_it_has(tmp_path: Pa
     harm(store, blob.sha256, b"whale")
     store.put(source)
     assert store.verify(blob.sha256)
+
+
+def test_what_somebody_else_put_there_is_not_listed(kept: Kept, tmp_path: Path) -> None:
+    blob = kept.store.put(_file(tmp_path, b"ours"))
+    key = f"sha256/ab/{'ab' + 'Z' * 62}"  # as long as our names
+    if isinstance(kept.store, ObjectStore):
+        obstore.put(kept.store.bucket, key, b"theirs")
+    elif isinstance(kept.store, FolderStore):
+        (kept.store.root / key).parent.mkdir(parents=True, exist_ok=True)
+        (kept.store.root / key).write_bytes(b"theirs")
+    assert [one.sha256 for some in kept.store.listing() for one in some] == [blob.sha256]
 
 
 def test_everything_is_listed_and_what_is_removed_is_missing(kept: Kept, tmp_path: Path) -> None:
