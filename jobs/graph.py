@@ -154,8 +154,8 @@ def after_failure(session: Session, step_id: str, at: datetime, code: str, detai
     end_cancelling(session, jobs_of(session, step_id, "cancelling"), at)
 
 
-def after_stop(session: Session, step_id: str, at: datetime) -> bool:
-    """A running step was handed back: ready again if something live needs it, else cancelled. Returns whether it is ready."""
+def after_stop(session: Session, step_id: str, at: datetime) -> None:
+    """A running step was handed back: ready again if something live needs it, else cancelled."""
     ready = bool(move_steps(session, "ready", at, Step.id == step_id, Step.state == "running", is_wanted()))
     if ready:
         line_up(session, jobs_of(session, step_id, *LIVE_JOB), [step_id])
@@ -163,4 +163,3 @@ def after_stop(session: Session, step_id: str, at: datetime) -> bool:
         move_steps(session, "cancelled", at, Step.id == step_id, Step.state == "running")
     write_event(session, "step_released" if ready else "step_cancelled", at, step_id=step_id)
     end_cancelling(session, jobs_of(session, step_id, "cancelling"), at)
-    return ready
