@@ -147,7 +147,7 @@ def load(session: Session, step_id: str, attempt: int) -> Work:
     inputs: dict[str, list[list[InputFile]]] = {}
     for edge in edges:
         inputs.setdefault(edge.role, []).append(files[edge.needs_id])
-    short = step.error_code in SHORT_OF_MEMORY
+    short = _short_of_memory(session, step)
     return Work(step_id, attempt, step.key, step.kind, step.params, inputs, short, _jobs(session, step_id))
 
 
@@ -249,7 +249,7 @@ def _fail(
     at = now(session)
     detail, hint = _storable(detail), _storable(hint)
     error = {"error_code": code, "error_detail": detail, "error_hint": hint}
-    if code == "out_of_memory" and step.error_code in SHORT_OF_MEMORY:
+    if code == "out_of_memory" and _short_of_memory(session, step):
         retryable = False  # this attempt has kept as little as it could
     before = _spared(session, step_id)
     spared = retryable and machine and before < SPARED
@@ -273,6 +273,18 @@ def _fail(
     move_steps(session, "failed", at, holds(step_id, attempt), failures=failures, **error)
     write_event(session, "step_failed", at, step_id=step_id, **said)
     after_failure(session, step_id, at, code, detail, hint)
+
+
+def _short_of_memory(session: Session, step: Step) -> bool:
+    """Whether the failure before points to a want of memory, and the next attempt is to keep as little as it can.
+
+    A worker that fell silent as a whole was more likely switched off with its machine, unless the failure before that points there too.
+    """
+    if step.error_code not in SHORT_OF_MEMORY:
+        return False
+    before = select(Event.data).where(Event.step_id == step.id, Event.type == "step_retried").order_by(Event.id.desc()).limit(2)
+    last, *earlier = session.scalars(before)
+    return not last.get("expired") or any(one["code"] in SHORT_OF_MEMORY for one in earlier)
 
 
 def _spared(session: Session, step_id: str) -> int:

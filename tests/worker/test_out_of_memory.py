@@ -2,18 +2,19 @@
 
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 
 from ddcore.matching import loop
 from ddcore.matching.adjoint import InnerRun, Memory
 from ddcore.plan import engine_digest
 from jobs import claims
-from jobs.database import connect, sessions, transact
+from jobs.database import connect, now, sessions, transact
 from jobs.models import Artifact, Event, Job, Step
 from jobs.settings import Settings
 from tests.worker.service import post
@@ -144,6 +145,10 @@ def test_a_second_want_of_memory_fails_the_job_with_the_numbers(here: tuple[Sett
         ((), False, "ready"),
         (("out_of_memory",), True, "failed"),
         (("worker_lost",), True, "failed"),  # the kernel kills what takes too much
+        (("silent",), False, "ready"),  # a machine that was switched off
+        (("silent", "silent"), True, "failed"),
+        (("out_of_memory", "silent"), True, "failed"),
+        (("internal", "silent"), False, "ready"),
         (("internal",), False, "ready"),
         (("out_of_memory", "internal"), False, "failed"),  # as often as any step may fail
     ],
@@ -157,6 +162,10 @@ def test_what_an_attempt_knows_of_those_before_it(here: tuple[Settings, Engine],
         assert transact(factory, lambda s: claims.claim(s, step_id, "me")) is not None
         if number > len(codes):
             assert transact(factory, lambda s: claims.load(s, step_id, len(codes) + 1)).short_of_memory is short
+        if code == "silent":
+            transact(factory, lambda s: s.execute(update(Step).where(Step.id == step_id).values(lease_until=now(s) - timedelta(seconds=1))))
+            assert transact(factory, claims.reap) == 1
+            continue
         transact(factory, lambda s, n=number, code=code: claims.fail(s, step_id, n, code, "x", retryable=True))  # type: ignore[misc]
     with factory() as session:
         assert session.get_one(Step, step_id).state == state
