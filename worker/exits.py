@@ -12,7 +12,7 @@
 | LOST: another attempt holds the step | nothing | by whoever holds it | no |
 | a signal or another code, with nobody having asked | `worker_lost`, `internal` | yes; after a loss keeping little in memory | yes |
 | no sign of life (hung, and killed) | `worker_lost` | likewise | yes |
-| its lease ran out (the machine, the worker or its supervisor died) | `worker_lost` | yes; after two keeping little | not the first ten times |
+| its lease ran out (the machine or its worker died) | `worker_lost` | yes; after two keeping little | not the first ten times |
 
 A step that has failed `max_attempts` times has failed for good; what never counts may happen any number of times.
 
