@@ -19,11 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def write_checkpoint(work: Path, layout: str, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-    """Replace the checkpoint in `work`; a crash in between leaves the earlier one. facts: JSON values (floats keep every bit)."""
+    """Replace the checkpoint in `work`; a crash or a power failure in between leaves the earlier one.
+
+    facts: JSON values (floats keep every bit).
+    """
     work.mkdir(parents=True, exist_ok=True)
     aside = work / f"{NAME}.part"
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(owned, aside, metadata={"facts": json.dumps(facts), "layout": layout})
+    with aside.open("rb") as written:
+        os.fsync(written.fileno())  # else the name may reach the disk before what it names
     os.replace(aside, work / NAME)
 
 

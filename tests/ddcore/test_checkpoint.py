@@ -75,3 +75,12 @@ def test_a_checkpoint_of_another_layout_is_not_used_and_that_is_said(tmp_path):
     save_file({"x": torch.ones(2)}, tmp_path / NAME, metadata={"facts": "{}"})  # as the first versions wrote it
     assert read_checkpoint(tmp_path, "experts 1", said.append) is None
     assert said[1:] == ["a checkpoint is of another version of the engine (unnamed, not experts 1) and is not used"]
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], checkpoint.os.fsync, checkpoint.os.replace
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda file: (done.append("written"), fsync(file)))
+    monkeypatch.setattr(checkpoint.os, "replace", lambda *names: (done.append("named"), replace(*names)))
+    write_checkpoint(tmp_path, "x 1", {}, {"step": 1})
+    assert done == ["written", "named"]
+    assert read_checkpoint(tmp_path, "x 1")[1] == {"step": 1}
