@@ -98,6 +98,8 @@ def _train_shard(task: Task, core: Core, spec: ExpertsSpec, data: Regression) ->
     """All experts of the shard, a few side by side; these are at the same epoch and the same batch."""
     first, count = task.params["first"], task.params["count"]
     shard, group = _resume(task)
+    if task.resources.short_of_memory and len(group) > 1:
+        group = []  # more than there was room for: they begin again, one at a time
     while (whole := len(shard.losses)) < count:
         if not group:
             most = in_flight(core.network, min(spec.batch_size, len(data.images)), task.device)

@@ -22,7 +22,7 @@ from ddcore.experts.train import train_experts
 from ddcore.networks.convnet import ConvNet
 from ddcore.networks.flat import build_student
 from ddcore.specs import AugmentSpec, StudentSpec
-from ddcore.task import Task, generator
+from ddcore.task import Resources, Task, generator
 
 STUDENT = {"name": "convnet", "depth": 1, "width": 5}
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "batch_size": 8, "ema": None}
@@ -39,13 +39,14 @@ def world(tmp_path):
     Images(images, None, ()).save(tmp_path / "dataset" / "dataset.safetensors")
     save_file({"targets": targets}, tmp_path / "targets" / "targets.safetensors")
 
-    def go(out="out", first=0, count=2, reporter=None, **changes):
+    def go(out="out", first=0, count=2, reporter=None, short_of_memory=False, **changes):
         for name in (out, f"work-{out}"):
             (tmp_path / name).mkdir(exist_ok=True)
         params = {"experts": SGD | changes, "student": STUDENT, "epochs": EPOCHS, "first": first, "count": count, "seed": 4}
         inputs = {"dataset": [tmp_path / "dataset"], "targets": [tmp_path / "targets"]}
         work = tmp_path / f"work-{out}"
-        task = Task(params, inputs, tmp_path / out, work, reporter or Reporter(), torch.device("cpu"))
+        resources = Resources(short_of_memory=short_of_memory)
+        task = Task(params, inputs, tmp_path / out, work, reporter or Reporter(), torch.device("cpu"), resources)
         summary = train_experts(task)
         found = Trajectories([task.out])
         paths = torch.stack([torch.stack([found.row(i, t) for t in range(EPOCHS + 1)]) for i in range(count)])
@@ -144,6 +145,19 @@ def test_several_experts_in_flight_are_what_they_are_alone(world, monkeypatch, c
     assert history == again
     assert heard[0]["done"] == 3 * EPOCHS * 3 + 2 * 3
     assert heard[0]["total"] == 5 * EPOCHS * 3
+
+
+def test_experts_for_which_there_was_no_room_side_by_side_go_on_one_at_a_time(world, monkeypatch):
+    straight, history, _ = world("straight", count=5)
+    monkeypatch.setattr(train, "in_flight", lambda *_: 3)
+    left, groups, train_group = iter(range(4)), [], train._train_group
+    with pytest.raises(Stopped):
+        world("resumed", count=5, reporter=Reporter(should_stop=lambda: next(left, None) is None))
+    monkeypatch.setattr(train, "_train_group", lambda *given: (groups.append(len(given[4])), train_group(*given)))
+    resumed, again, _ = world("resumed", count=5, short_of_memory=True)
+    assert groups == [1, 1, 1, 1, 1]
+    assert torch.equal(straight, resumed)
+    assert history == again
 
 
 def test_experts_are_trained_side_by_side_only_where_they_leave_a_gpu_idle():
