@@ -23,7 +23,8 @@ RUN /opt/potstill/bin/pip install --no-cache-dir --no-deps --force-reinstall /tm
 # Threads spin only briefly while they wait for each other: for longer, they crawl on a machine that is busy with other things.
 # Without its workspace setting, cuBLAS gives other bits from run to run.
 ENV PATH=/opt/potstill/bin:$PATH PYTHONUNBUFFERED=1 POTSTILL_HOME=/var/lib/potstill \
-    XDG_CACHE_HOME=/var/lib/potstill/cache TRITON_CACHE_DIR=/var/lib/potstill/cache/triton MPLCONFIGDIR=/var/lib/potstill/cache/matplotlib \
+    XDG_CACHE_HOME=/var/lib/potstill/cache TRITON_CACHE_DIR=/var/lib/potstill/cache/triton \
+    TORCHINDUCTOR_CACHE_DIR=/var/lib/potstill/cache/inductor MPLCONFIGDIR=/var/lib/potstill/cache/matplotlib \
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 GOMP_SPINCOUNT=1000 CUBLAS_WORKSPACE_CONFIG=:4096:8
 USER potstill
 WORKDIR /var/lib/potstill
