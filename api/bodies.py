@@ -7,12 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from ddcore.specs import DistillSpec, EvaluateSpec, ObserveSpec, SweepSpec
 
-Label = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/=:-]*$")]
+_LABEL, _OWNER = r"^[A-Za-z0-9][A-Za-z0-9._/=:-]*$", r"^([A-Za-z0-9][A-Za-z0-9._@+-]*)?$"
+SPELT = {  # what these patterns take, in words
+    _LABEL: "letters, digits and . _ / = : -, the first a letter or a digit",
+    _OWNER: "letters, digits and . _ @ + -, the first a letter or a digit",
+}
+Label = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=_LABEL)]
 Labels = Annotated[tuple[Label, ...], Field(max_length=32, description="words to find the job by: `GET /jobs?label=`")]
-Priority = Annotated[int, Field(ge=-100, le=100, description="among waiting steps, larger runs first")]
+Priority = Annotated[int, Field(strict=True, ge=-100, le=100, description="among waiting steps, larger runs first")]
 Owner = Annotated[
     str,
-    StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9][A-Za-z0-9._@+-]*)?$"),
+    StringConstraints(max_length=63, pattern=_OWNER),
     Field(description="who posts it: among steps of equal priority, owners take turns; a name, not an identity, since there is no login"),
 ]
 BESIDE = {"labels", "priority", "owner"}  # fields of a body that are not of its spec

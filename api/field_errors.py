@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from api.bodies import BODIES
+from api.bodies import BODIES, SPELT
 from ddcore.errors import Problem
 
 # Pydantic speaks of Python; who posts JSON should read of JSON.
@@ -133,6 +133,8 @@ def _tag(model: type[BaseModel]) -> str | None:
 def _message(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return "is needed"
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] in SPELT:
+        return "has characters that it may not have"
     text = str(error["msg"])
     for theirs, ours in _WORDS:
         text = text.replace(theirs, ours)
@@ -161,4 +163,4 @@ def _allowed(error: dict[str, Any], field: FieldInfo | None) -> Any:
         parts += [f"{'at most' if 'le' in bounds else 'less than'} {high}"] if high is not None else []
         return f"{low} to {high}" if "ge" in bounds and "le" in bounds else " and ".join(parts)
     lengths = [f"at {edge} {context[name]}" for name, edge in (("min_length", "least"), ("max_length", "most")) if name in context]
-    return " and ".join(lengths) or context.get("pattern")
+    return " and ".join(lengths) or SPELT.get(context.get("pattern", ""), context.get("pattern"))

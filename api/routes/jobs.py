@@ -25,7 +25,7 @@ def list_jobs(
     kind: Annotated[Kind | None, Query()] = None,
     state: Annotated[State | None, Query()] = None,
     label: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00-\x1f]+$")] = None,
-    owner: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00-\x1f]+$")] = None,
+    owner: Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00-\x1f]*$", description="empty: those without an owner")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> JobPage:

@@ -144,8 +144,11 @@ def test_owners_take_turns_and_are_found(client: TestClient, refused: Refused) -
     assert posted[2]["queue"]["position"] == 2
     assert [job["id"] for job in client.get("/jobs?owner=ada").json()["data"]] == [posted[1]["id"], posted[0]["id"]]
     assert client.get("/jobs?owner=nobody").json()["data"] == []
-    assert client.post("/distill", json={**SMOKE, "num_images": 12}).json()["owner"] == ""
-    refused(client.post("/distill", json={**SMOKE, "owner": "a b"}), 422, "invalid_request")
+    nobodys = client.post("/distill", json={**SMOKE, "num_images": 12}).json()
+    assert nobodys["owner"] == ""
+    assert [job["id"] for job in client.get("/jobs?owner=").json()["data"]] == [nobodys["id"]]
+    problem = refused(client.post("/distill", json={**SMOKE, "owner": "a b"}), 422, "invalid_request")
+    assert problem["errors"][0]["allowed"] == "letters, digits and . _ @ + -, the first a letter or a digit"
 
 
 def test_priority_and_labels_change(client: TestClient, refused: Refused, worker: FakeWorker) -> None:
