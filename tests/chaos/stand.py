@@ -188,13 +188,13 @@ class Stand(Service):
     def steps(self, job_id: str) -> dict[str, str]:
         """Ids of a job's steps by their names."""
         query = select(JobStep.name, JobStep.step_id).where(JobStep.job_id == job_id)
-        return self.read(lambda s: dict(s.execute(query).tuples().all()))
+        return self.read(lambda s: dict(s.execute(query).all()))
 
     def running(self, job_id: str) -> dict[str, Step]:
         """The steps of a job that some worker runs now, by name."""
         steps = select(JobStep.name, Step).join(Step, Step.id == JobStep.step_id)
         query = steps.where(JobStep.job_id == job_id, Step.state == "running")
-        return self.read(lambda s: dict(s.execute(query).tuples().all()))
+        return self.read(lambda s: dict(s.execute(query).all()))
 
     def took(self, job_id: str) -> dict[str, float]:
         """Seconds that the attempt took which finished a step of a job, by the step's name."""
