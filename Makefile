@@ -25,7 +25,7 @@ demo: venv ## distil a real data set end to end, and compare the result with hon
 test: venv ## run all tests, on real Redis, PostgreSQL and SQLite
 	@echo '#include <Python.h>' | $${CXX:-g++} -fsyntax-only -x c++ -I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" - 2>/dev/null \
 		|| { echo "the tests compile the CPU kernels: install g++ (or set CXX to another C++ compiler, such as clang++) and Python's headers"; exit 1; }
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest $(TESTS)
 
 chaos: venv ## disturb real installations at random moments and see that nothing is lost: make chaos ROUNDS=200 SEED=7
 	@$(BIN)/python -W ignore -m tests.chaos --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),1)
