@@ -47,7 +47,8 @@ class Looks:
     """
 
     def __init__(self, make: sessionmaker[Session], pollers: CapacityLimiter, pace: Pace, recent: Recent) -> None:
-        self._make, self._pollers, self._pace, self._recent = make, pollers, pace, recent
+        self.pace = pace
+        self._make, self._pollers, self._recent = make, pollers, recent
         self._asked: dict[str, asyncio.Future[_Read]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._own_thread = CapacityLimiter(1)
@@ -64,7 +65,7 @@ class Looks:
         read = await asyncio.shield(asked)  # others may wait for it too
         if isinstance(read.found, Exception):
             raise read.found
-        return Seen(read.found, None if read.found.state in JOB_ENDS else self._pace.again(read.took))
+        return Seen(read.found, None if read.found.state in JOB_ENDS else self.pace.again(read.took))
 
     async def _read(self) -> None:
         try:
@@ -74,10 +75,8 @@ class Looks:
                 began = time.monotonic()
                 try:
                     found = await to_thread.run_sync(self._look, ids, limiter=self._own_thread)
-                except BaseException as error:
-                    for asked in waiting.values():
-                        asked.set_exception(error)
-                    raise
+                except Exception as error:  # there is no thread, say: those who wait are told, and those who came since are read for
+                    found = dict.fromkeys(ids, error)
                 took = (time.monotonic() - began) / len(ids)
                 for job_id, asked in waiting.items():
                     asked.set_result(_Read(found[job_id], took))

@@ -46,7 +46,6 @@ class Service:
     pollers: CapacityLimiter
     stopping: asyncio.Event
     tail: Tail
-    pace: Pace
     recent: Recent
     looks: Looks
 
@@ -85,9 +84,9 @@ async def running(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         await to_thread.run_sync(_check, engine)
         readers, sessions = database.readers(engine), database.sessions(engine)
         look, pollers, stopping = database.lookers(look_engine), CapacityLimiter(POLLERS), asyncio.Event()
-        pace, recent = Pace(), Recent(RECENT)
-        looks, tail = Looks(look, pollers, pace, recent), Tail(look, pollers)
-        service = Service(settings, engine, readers, sessions, store, look, pollers, stopping, tail, pace, recent, looks)
+        recent, tail = Recent(RECENT), Tail(look, pollers)
+        looks = Looks(look, pollers, Pace(), recent)
+        service = Service(settings, engine, readers, sessions, store, look, pollers, stopping, tail, recent, looks)
         await to_thread.run_sync(service.write, catalogue.ensure_builtins)
         app.state.service = service
         with set_on_shutdown(stopping):

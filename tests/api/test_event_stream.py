@@ -88,7 +88,7 @@ def test_stream_follows_a_job_to_its_end(client: TestClient, worker: FakeWorker)
 
 def test_an_event_is_told_at_once_however_many_watch(client: TestClient, worker: FakeWorker) -> None:
     app: Any = client.app
-    app.state.service.pace.again(1000.0)  # as if thousands did: without news, a stream would look again after `KEEPALIVE_SECONDS`
+    app.state.service.looks.pace.again(1000.0)  # as if thousands did: without news, a stream would look again after `KEEPALIVE_SECONDS`
     job = client.post("/distill", json={"preset": "smoke"}).json()
     seen: list[float] = []
 

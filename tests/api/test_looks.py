@@ -120,23 +120,30 @@ def test_each_statement_of_a_look_sees_its_own_moment(world: World) -> None:
         assert (before, session.scalar(select(func.count()).select_from(Job))) == (0, 1)
 
 
-def test_a_look_for_which_there_is_no_thread_is_an_error_and_no_silence(
-    world: World, looks: Looks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: Any) -> Any:
+def test_a_look_that_breaks_is_told_and_keeps_nobody_waiting(world: World, looks: Looks, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (world.submit(plan("distill", seed=seed)) for seed in range(2))
+    began, go_on, look = threading.Event(), threading.Event(), looks._look
+
+    def no_thread(ids: list[str]) -> Any:
+        if began.is_set():
+            return look(ids)
+        began.set()
+        go_on.wait(10)
         raise RuntimeError("can't start new thread")
 
-    job_id = world.submit(plan("distill"))
+    monkeypatch.setattr(looks, "_look", no_thread)
 
     async def ask() -> list[Any]:
-        with monkeypatch.context() as broken:
-            broken.setattr(looks, "_look", none)
-            first = await asyncio.wait_for(asyncio.gather(looks.job(job_id), return_exceptions=True), 10)
-        return [*first, await looks.job(job_id)]
+        unlucky = asyncio.create_task(looks.job(first))
+        await asyncio.to_thread(began.wait, 10)
+        came_since = asyncio.create_task(looks.job(second))
+        await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.wait_for(asyncio.gather(unlucky, came_since, return_exceptions=True), 20)
 
     failed, seen = asyncio.run(ask())
     assert type(failed) is RuntimeError
-    assert seen.job.id == job_id
+    assert seen.job.id == second
 
 
 def test_who_goes_away_takes_nothing_from_the_others(world: World, looks: Looks) -> None:
